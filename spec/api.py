@@ -1,0 +1,190 @@
+"""Bodies of the runtime contract (RFC §4) and of what we add to it. The normative text is api/ovms-runtime.openapi.yaml."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from spec.instance import InstanceInfo
+
+INSTANCE_NAME = r"^[a-z0-9][a-z0-9_.-]{0,62}$"
+MAX_INJECT_BYTES = 16 << 20
+
+InstanceId = Annotated[str, Meta(min_length=1, max_length=64)]
+"""An id, a unique prefix of at least 4 characters, or a name."""
+
+
+class _Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    pass
+
+
+class Overrides(_Request, frozen=True, kw_only=True, omit_defaults=True):
+    """What a caller may change of an artifact for one start."""
+
+    runtime: Literal["generic", "qemu", "cloud-hypervisor"] | None = None
+    memory: int | str | None = None
+    """Bytes, or a size such as ``512M``. Refused on restore."""
+    cpus: Annotated[int, Meta(ge=1, le=255)] | None = None
+    """Refused on restore."""
+    kernel_args: Annotated[str, Meta(max_length=4096)] | None = None
+    """Replaces the manifest's kernel args. Refused on restore."""
+    name: Annotated[str, Meta(pattern=INSTANCE_NAME)] | None = None
+    disk: Literal["ephemeral", "persistent"] | None = None
+    """``ephemeral`` (default): the overlay goes with the instance. ``persistent``: kept under the instance's name."""
+    boot: Literal["auto", "cold", "restore-or-cold"] | None = None
+    """``auto``: restore if the artifact has a RAM snapshot, an error if that is not possible here."""
+
+
+class StartRequest(_Request, frozen=True, kw_only=True):
+    """``POST /start``."""
+
+    manifest: Annotated[str, Meta(min_length=1, max_length=4096)]
+    overrides: Overrides = Overrides()
+
+
+class StartReply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """``instance_id`` and ``status``; with ``?wait=running`` also the info."""
+
+    instance_id: str
+    status: str
+    info: InstanceInfo | None = None
+
+
+class InstanceRequest(_Request, frozen=True, kw_only=True):
+    """``POST /pause``, ``/resume``."""
+
+    instance_id: InstanceId
+
+
+class StopRequest(_Request, frozen=True, kw_only=True):
+    """``POST /stop``; after ``timeout_s`` of asking the guest to power off the VMM is ended."""
+
+    instance_id: InstanceId
+    timeout_s: Annotated[float, Meta(ge=0, le=3600)] | None = None
+
+
+class StatusReply(msgspec.Struct, frozen=True, kw_only=True):
+    """``{"status": …}``."""
+
+    status: str
+
+
+class SnapshotRequest(_Request, frozen=True, kw_only=True):
+    """``POST /snapshot``; the tag is a reference, or a bare tag that replaces the one of the instance's artifact."""
+
+    instance_id: InstanceId
+    tag: Annotated[str, Meta(min_length=1, max_length=512)]
+
+
+class SnapshotReply(msgspec.Struct, frozen=True, kw_only=True):
+    """The digest of the new artifact, and how long the guest stood still."""
+
+    snapshot_ref: str
+    reference: str
+    pause_ms: float
+    phases: dict[str, float]
+
+
+class MmioWrite(_Request, frozen=True, kw_only=True):
+    """Bytes for (or from) an ivshmem device. Exactly one of ``data`` (base64), ``text`` and ``read`` (a length)."""
+
+    device: Annotated[str, Meta(min_length=1, max_length=64)]
+    offset: Annotated[int, Meta(ge=0)] = 0
+    data: bytes | None = None
+    text: str | None = None
+    read: Annotated[int, Meta(ge=1, le=MAX_INJECT_BYTES)] | None = None
+
+
+class InjectContent(_Request, frozen=True, kw_only=True):
+    """What to inject; v0.1 knows ``mmio``."""
+
+    mmio: MmioWrite | list[MmioWrite]
+
+
+class InjectRequest(_Request, frozen=True, kw_only=True):
+    """``POST /inject``."""
+
+    instance_id: InstanceId
+    content: InjectContent
+
+
+class InjectReply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """``{"status": "ok"}``; for each ``read`` the bytes, base64, in order."""
+
+    status: str
+    read: list[bytes] = []
+
+
+class InstanceList(msgspec.Struct, frozen=True, kw_only=True):
+    """``GET /instances``, oldest first."""
+
+    instances: list[InstanceInfo]
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One line of ``GET /events``. ``type`` is ``instance.<state>``, ``snapshot.created``, ``instance.removed``, …"""
+
+    seq: int
+    ts: str
+    type: str
+    instance_id: str | None = None
+    name: str | None = None
+    cause: str | None = None
+    detail: dict[str, Any] = {}
+
+
+class LogLine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A WebSocket frame of ``GET /logs/{id}``: a console line, or with ``lost`` how many lines were skipped before it.
+
+    ``line`` is text; bytes that are not UTF-8 are given as ``data`` (base64) beside the replaced text.
+    """
+
+    seq: int
+    ts: str
+    line: str
+    stream: str = "console"
+    data: bytes | None = None
+
+
+class LogGap(msgspec.Struct, frozen=True, kw_only=True):
+    """A WebSocket frame: ``lost`` lines from ``seq`` on were not sent to this client, with the reason."""
+
+    seq: int
+    lost: int
+    reason: str
+
+
+class LogEnd(msgspec.Struct, frozen=True, kw_only=True):
+    """The last WebSocket frame: the instance has ended in this state."""
+
+    end: str
+
+
+class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """``application/problem+json`` (RFC 9457) with our stable ``code`` and a ``remedy``."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    remedy: str = ""
+    instance: str | None = None
+    fields: dict[str, Any] = {}
+
+
+class Version(msgspec.Struct, frozen=True, kw_only=True):
+    """``GET /version``."""
+
+    version: str
+    spec: str
+    python: str
+
+
+class Readiness(msgspec.Struct, frozen=True, kw_only=True):
+    """``GET /readyz``: ``ready``, or why not."""
+
+    ready: bool
+    reasons: list[str]
