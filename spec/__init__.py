@@ -1,1 +1,1 @@
-"""What the words of OVMS mean: manifests, digests, references, states, API shapes, errors. No I/O, imports nothing of ours."""
+"""What the words of OVMS mean: manifests, digests, references, states, API shapes, errors. No I/O."""

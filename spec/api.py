@@ -1,4 +1,7 @@
-"""Bodies of the runtime contract (RFC §4) and of what we add to it. The normative text is api/ovms-runtime.openapi.yaml."""
+"""Bodies of the runtime contract (RFC §4) and of what we add to it.
+
+The normative text is api/ovms-runtime.openapi.yaml.
+"""
 
 from __future__ import annotations
 

@@ -136,9 +136,7 @@ class IncompatibleSnapshot(Unsupported):
 
     code = "snapshot.incompatible"
     title = "Incompatible RAM snapshot"
-    default_remedy = (
-        "Start it on the runtime it was made with, or boot cold with overrides.boot=cold (ovm run --cold)."
-    )
+    default_remedy = "Start it on the runtime it was made with, or boot cold with overrides.boot=cold (ovm run --cold)."
 
 
 class ImmutableOverride(Unsupported):
@@ -336,7 +334,7 @@ class MlockLimit(HostLimit):
 
     code = "host.mlock_limit"
     title = "Memory cannot be locked"
-    default_remedy = "Raise RLIMIT_MEMLOCK (LimitMEMLOCK=infinity), or set mlock = \"best-effort\" in the configuration."
+    default_remedy = 'Raise RLIMIT_MEMLOCK (LimitMEMLOCK=infinity), or set mlock = "best-effort" in the configuration.'
 
 
 class NoUsableRuntime(HostLimit):

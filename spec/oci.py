@@ -43,9 +43,7 @@ class Descriptor(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel"
         return Digest(self.digest)
 
 
-EMPTY_DESCRIPTOR = Descriptor(
-    media_types.OCI_EMPTY, digest_of(media_types.EMPTY_CONFIG), len(media_types.EMPTY_CONFIG)
-)
+EMPTY_DESCRIPTOR = Descriptor(media_types.OCI_EMPTY, digest_of(media_types.EMPTY_CONFIG), len(media_types.EMPTY_CONFIG))
 
 
 class ImageManifest(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel"):

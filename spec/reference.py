@@ -17,7 +17,9 @@ from spec.errors import InvalidReference
 
 DEFAULT_TAG = "latest"
 
-_HOST = re.compile(r"(?:[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?(?:\.[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?)*|\[[0-9a-fA-F:]+\])(?::\d{1,5})?")
+_HOST = re.compile(
+    r"(?:[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?(?:\.[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?)*|\[[0-9a-fA-F:]+\])(?::\d{1,5})?"
+)
 _COMPONENT = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
 _REPOSITORY = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*")
 _TAG = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}")
@@ -93,7 +95,9 @@ def parse_reference(text: str) -> Reference:
     if registry is not None and not _HOST.fullmatch(registry):
         raise InvalidReference(f"{text[:200]!r}: {registry[:100]!r} is not a registry host")
     if not _REPOSITORY.fullmatch(repository) or len(repository) > _MAX_NAME:
-        raise InvalidReference(f"{text[:200]!r}: {repository[:100]!r} is not a repository name (lower case, digits, . _ - /)")
+        raise InvalidReference(
+            f"{text[:200]!r}: {repository[:100]!r} is not a repository name (lower case, digits, . _ - /)"
+        )
     if colon and not _TAG.fullmatch(tag):
         raise InvalidReference(f"{text[:200]!r}: {tag[:140]!r} is not a tag")
     if not colon:

@@ -29,15 +29,12 @@ def parse_size(text: str) -> int:
 
 def format_size(size_bytes: int) -> str:
     """A size for people, three figures: ``362 MiB``, ``1.50 GiB``."""
-    value = float(size_bytes)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if value < 1000:
-            break
-        value /= 1024
-    else:
-        unit = "TiB"
-    if unit == "B":
+    if size_bytes < 1000:
         return f"{size_bytes} B"
+    value, units = size_bytes / KIB, iter(("KiB", "MiB", "GiB"))
+    unit = next(units)
+    while value >= 1000 and (larger := next(units, None)):
+        value, unit = value / KIB, larger
     decimals = 0 if value >= 100 else 1 if value >= 10 else 2
     return f"{value:.{decimals}f} {unit}"
 
