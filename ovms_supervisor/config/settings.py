@@ -1,0 +1,66 @@
+"""The settings of one daemon or command, resolved: paths are absolute, sizes are bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from ovms_supervisor.config import host
+from spec.sizes import MIB
+
+MlockPolicy = Literal["required", "best-effort"]
+OnExit = Literal["leave", "stop"]
+LogFormat = Literal["auto", "json", "console"]
+LogLevel = Literal["debug", "info", "warning", "error"]
+
+DEFAULT_IMAGE_SHARE = 0.5
+"""Of the memory of this host: what resident images may take together unless ``image_budget`` says otherwise."""
+
+
+def _default_image_budget() -> int:
+    return int(host.memory_total_bytes() * DEFAULT_IMAGE_SHARE)
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """What the daemon and the commands go by. Made by :func:`ovms_supervisor.config.load`."""
+
+    root: Path
+    """Artifacts, disk overlays and persistent disks: outlives a reboot."""
+    run_dir: Path
+    """Sockets, journals and consoles of instances."""
+    socket: Path
+    """The daemon's UNIX socket."""
+    image_dir: Path
+    """RAM images and the RAM of instances; a tmpfs, or nothing can be shared and locked."""
+    socket_group: str | None = None
+    """The group that may use the socket (mode 0660); None: only the daemon's own user (0600)."""
+    image_budget_bytes: int = msgspec.field(default_factory=_default_image_budget)
+    """What resident images may take together."""
+    mlock: MlockPolicy = "best-effort"
+    """An artifact demands locked memory, the kernel refuses: ``required`` is an error, ``best-effort`` is reported as
+    ``degraded``."""
+    log_limit_bytes: int = 16 * MIB
+    """Console output kept per instance; the oldest goes first."""
+    stop_grace_s: float = 10.0
+    """How long a guest may take to power itself off before its VMM is ended."""
+    on_exit: OnExit = "leave"
+    """What becomes of running machines when the daemon ends: they go on, or are stopped."""
+    log_format: LogFormat = "auto"
+    """Of the daemon's own log; ``auto`` is ``console`` on a terminal, else ``json``."""
+    log_level: LogLevel = "info"
+    default_memory_bytes: int = 512 * MIB
+    """For artifacts that name no memory size."""
+    default_cpus: int = 1
+    """For artifacts that name no number of CPUs."""
+    binaries: Mapping[str, Path | None] = msgspec.field(
+        default_factory=lambda: {"qemu": None, "cloud-hypervisor": None}
+    )
+    """By runtime: its program, or None to search PATH."""
+
+    @property
+    def instances_dir(self) -> Path:
+        """One directory per instance: journal, console, sockets."""
+        return self.run_dir / "instances"
