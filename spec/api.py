@@ -139,15 +139,17 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class LogLine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A WebSocket frame of ``GET /logs/{id}``: a console line, or with ``lost`` how many lines were skipped before it.
+    """A WebSocket frame of ``GET /logs/{id}``: a console line without its end.
 
     ``line`` is text; bytes that are not UTF-8 are given as ``data`` (base64) beside the replaced text.
+    ``partial``: the line was longer than 16 KiB and goes on in the next one.
     """
 
     seq: int
     ts: str
     line: str
     stream: str = "console"
+    partial: bool = False
     data: bytes | None = None
 
 
