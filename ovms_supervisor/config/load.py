@@ -19,7 +19,7 @@ MAX_SOCKET_PATH_BYTES = 107
 """unix(7): sun_path has 108 bytes, one of which is the closing NUL."""
 _MIN_MEMORY_BYTES = MIB
 _MIN_LOG_BYTES = 64 * KIB
-_NOT_A_SETTING = frozenset({"OVMS_CONFIG", "OVMS_FORMAT", "OVMS_DEBUG"})
+_NOT_A_SETTING = frozenset({"OVMS_CONFIG"})
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,1 @@
+"""One module per topic; a module is imported only when its command is called (see ``cli.catalogue``)."""
