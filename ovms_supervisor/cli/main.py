@@ -34,7 +34,7 @@ def main() -> NoReturn:
         sys.exit(exit_codes.USAGE)
     except Exception as error:
         ours = _as_ours(error)
-        _report(ours, invocation)
+        output.error(ours, json=invocation.json, debug=invocation.debug)
         if invocation.debug:
             import traceback
 
@@ -59,26 +59,6 @@ def _as_ours(error: Exception) -> OvmsError:
 
 
 _NO_SPACE = (28, 122)  # ENOSPC, EDQUOT
-
-
-def _report(error: OvmsError, invocation: Invocation) -> None:
-    if invocation.json:
-        import msgspec
-
-        problem = {
-            "code": error.code,
-            "title": error.title,
-            "detail": error.detail,
-            "remedy": error.remedy,
-            "fields": msgspec.to_builtins(error.fields, enc_hook=str),
-        }
-        output.message(msgspec.json.encode(problem).decode())
-        return
-    output.message(f"ovm: {error.title}: {error.detail}")
-    if error.remedy:
-        output.message(f"  remedy: {error.remedy}")
-    if invocation.debug:
-        output.message(f"  code: {error.code}")
 
 
 def _report_usage(error: click.ClickException, invocation: Invocation) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from ovms_supervisor.cli.terminal import neutral, neutral_line
+from spec.errors import OvmsError
 
 
 def data(text: str) -> None:
@@ -20,6 +21,22 @@ def data(text: str) -> None:
 def message(text: str) -> None:
     """Something for a person that is not the result."""
     click.echo(neutral(text) if sys.stderr.isatty() else text, err=True)
+
+
+def error(problem: OvmsError, *, json: bool, debug: bool = False) -> None:
+    """An error and what can be done about it, for a person or as one line of JSON."""
+    if json:
+        import msgspec
+
+        fields = msgspec.to_builtins(problem.fields, enc_hook=str)
+        body = {"code": problem.code, "title": problem.title, "detail": problem.detail, "remedy": problem.remedy}
+        message(msgspec.json.encode({**body, "fields": fields}).decode())
+        return
+    message(f"ovm: {problem.title}: {problem.detail}")
+    if problem.remedy:
+        message(f"  remedy: {problem.remedy}")
+    if debug:
+        message(f"  code: {problem.code}")
 
 
 def as_json(value: Any) -> None:

@@ -1,0 +1,137 @@
+"""Start the daemon on behalf of a command, once however many commands want it; find it; stop it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import socket as sockets
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from spec.errors import DaemonUnreachable, PermissionMissing, VmmTimeout
+
+if TYPE_CHECKING:
+    from ovms_supervisor.config import Settings
+
+START_LIMIT_S = 30.0
+_ANSWER_LIMIT_S = 2.0
+_LOOK_AGAIN_S = 0.02
+_LOG_TAIL_BYTES = 2000
+
+
+def answers(socket: Path) -> bool:
+    """Whether a daemon serves HTTP there. Raises PermissionMissing if one may, but not to this user."""
+    with sockets.socket(sockets.AF_UNIX, sockets.SOCK_STREAM) as connection:
+        connection.settimeout(_ANSWER_LIMIT_S)
+        try:
+            connection.connect(os.fspath(socket))
+            connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: ovms\r\nConnection: close\r\n\r\n")
+            return connection.recv(64).startswith(b"HTTP/1.1 200")
+        except PermissionError as error:
+            raise PermissionMissing(
+                f"the daemon's socket {socket} is not open to this user",
+                remedy="Join the group of the socket (socket_group), or use a daemon of your own with --run-dir.",
+            ) from error
+        except OSError:
+            return False
+
+
+def owner(socket: Path) -> int | None:
+    """The process that listens on the socket, by the kernel's word (SO_PEERCRED), or None if nobody does."""
+    with sockets.socket(sockets.AF_UNIX, sockets.SOCK_STREAM) as connection:
+        connection.settimeout(_ANSWER_LIMIT_S)
+        try:
+            connection.connect(os.fspath(socket))
+        except OSError:
+            return None
+        credentials = connection.getsockopt(sockets.SOL_SOCKET, sockets.SO_PEERCRED, struct.calcsize("3i"))
+        pid, _, _ = struct.unpack("3i", credentials)
+        return int(pid)
+
+
+def log_file(settings: Settings) -> Path:
+    """Where a daemon in the background writes its log."""
+    return settings.run_dir / "daemon.log"
+
+
+def start(settings: Settings, arguments: list[str]) -> int | None:
+    """Start ``ovm serve`` in a session of its own and wait until it answers.
+
+    Returns its pid, or None if another command's daemon was first. Raises DaemonUnreachable with the end of its log
+    if it ends before it answers.
+    """
+    from ovms_supervisor.config.directories import secure_directory
+
+    secure_directory(settings.run_dir, 0o711 if settings.socket_group else 0o700)
+    log = log_file(settings)
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        begin = os.fstat(descriptor).st_size
+        child = subprocess.Popen(
+            [sys.executable, "-m", "ovms_supervisor.cli", *arguments, "serve", "--background"],
+            stdin=subprocess.DEVNULL,
+            stdout=descriptor,
+            stderr=descriptor,
+            start_new_session=True,
+        )
+    finally:
+        os.close(descriptor)
+    return _wait_until_up(settings.socket, child, log, begin)
+
+
+def _wait_until_up(socket: Path, child: subprocess.Popen[bytes], log: Path, begin: int) -> int | None:
+    limit = time.monotonic() + START_LIMIT_S
+    while time.monotonic() < limit:
+        ended = child.poll() is not None  # before the look at the socket: a daemon that was first is up by then
+        if answers(socket):
+            return None if ended else child.pid
+        if ended:
+            raise DaemonUnreachable(
+                f"the daemon ended at once (exit code {child.returncode}): {_said(log, begin)}",
+                remedy=f"See {log}, or run 'ovm serve' in the foreground.",
+            )
+        time.sleep(_LOOK_AGAIN_S)
+    raise DaemonUnreachable(
+        f"the daemon (pid {child.pid}) does not answer on {socket} after {START_LIMIT_S:.0f} s: {_said(log, begin)}",
+        remedy=f"See {log}.",
+    )
+
+
+def _said(log: Path, begin: int) -> str:
+    with log.open("rb") as file:
+        file.seek(max(begin, log.stat().st_size - _LOG_TAIL_BYTES))
+        lines = [line for line in file.read().decode(errors="replace").splitlines() if line.strip()]
+    return "; ".join(lines[-3:]) or "it said nothing"
+
+
+def stop(socket: Path, limit_s: float) -> int | None:
+    """Ask the daemon behind the socket to end and wait until it has. Returns its pid, or None if there was none."""
+    pid = owner(socket)
+    if pid is None:
+        return None
+    if pid == 1:
+        raise PermissionMissing(
+            f"{socket} belongs to systemd", remedy="Stop the daemon with 'systemctl stop ovms.service ovms.socket'."
+        )
+    try:
+        process = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return pid
+    try:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(process, signal.SIGTERM)
+        gone = select.poll()
+        gone.register(process, select.POLLIN)
+        if not gone.poll(limit_s * 1000):
+            raise VmmTimeout(f"the daemon (pid {pid}) still runs {limit_s:.0f} s after SIGTERM", remedy="See its log.")
+    except PermissionError as error:
+        raise PermissionMissing(f"the daemon (pid {pid}) belongs to another user") from error
+    finally:
+        os.close(process)
+    return pid

@@ -1,0 +1,151 @@
+"""``ovm run``."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ovms_supervisor.cli import background, output
+from ovms_supervisor.cli.grammar import OvmCommand
+from ovms_supervisor.cli.invocation import Invocation, pass_invocation, run_async
+from ovms_supervisor.cli.parameters import SIZE, complete_references
+from spec.errors import ArtifactNotFound, InvalidInput, OvmsError
+from spec.reference import PathSource, parse_source
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+    from ovms_supervisor.client import Client
+    from spec.api import StartRequest
+    from spec.instance import InstanceInfo
+
+_MAX_COUNT = 10_000
+_AT_ONCE = 64
+"""Starts in flight: enough to keep the daemon busy, few enough not to be turned away."""
+
+
+class _Source(click.ParamType):
+    """A reference, a digest, a directory or a tar; a path is made absolute, for the daemon has another directory."""
+
+    name = "source"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            source = parse_source(value)
+        except InvalidInput as error:
+            self.fail(error.detail, param, ctx)
+        return str(source.path.expanduser().absolute()) if isinstance(source, PathSource) else value
+
+    def shell_complete(
+        self,
+        ctx: click.Context,
+        param: click.Parameter,  # noqa: ARG002 - click's signature
+        incomplete: str,
+    ) -> list[CompletionItem]:
+        return complete_references(ctx, incomplete)
+
+
+@click.command(
+    "run",
+    cls=OvmCommand,
+    examples=[
+        "ovm run demo:base",
+        "ovm run demo:warm --count 8",
+        "ovm run ./demo.tar --name web --memory 1G --cpus 2",
+        "ovm logs -f $(ovm run demo:base)",
+    ],
+)
+@click.argument("source", type=_Source(), metavar="REF|DIR|TAR")
+@click.option("--name", metavar="NAME", help="A name for it; with --count NAME-1, NAME-2, …")
+@click.option("--runtime", type=click.Choice(["generic", "qemu", "cloud-hypervisor"]), help="Which VMM; generic: any.")
+@click.option("--memory", type=SIZE, help="Memory, for example 512M. Not on restore.")
+@click.option("--cpus", type=click.IntRange(1, 255), help="Number of CPUs. Not on restore.")
+@click.option("--args", metavar="TEXT", help="Kernel command line instead of the artifact's. Not on restore.")
+@click.option("--disk", type=click.Choice(["ephemeral", "persistent"]), help="Whether its disk outlives it.")
+@click.option("--cold", is_flag=True, help="Boot, even if the artifact has a RAM snapshot.")
+@click.option("--count", type=click.IntRange(1, _MAX_COUNT), default=1, help="How many to start.")
+@click.option("-d", "--detach", is_flag=True, hidden=True, help="What run does anyway.")
+@pass_invocation
+def run_command(
+    invocation: Invocation,
+    source: str,
+    name: str | None,
+    runtime: str | None,
+    memory: int | None,
+    cpus: int | None,
+    args: str | None,
+    disk: str | None,
+    cold: bool,
+    count: int,
+    detach: bool,  # noqa: ARG001 - docker's habit, harmless
+) -> None:
+    """Start machines from an artifact and print their ids once they run.
+
+    An artifact with a RAM snapshot goes on from its moment as a copy-on-write clone; one without boots. If no daemon
+    listens, one is started in the background. JSON comes one machine a line.
+    """
+    import re
+
+    from spec.api import INSTANCE_NAME, Overrides, StartRequest
+
+    if name is not None and not re.fullmatch(INSTANCE_NAME, name):
+        raise click.BadParameter(f"{name!r} is not a name: a-z, 0-9, _ . -, at most 63 characters", param_hint="--name")
+    overrides: dict[str, Any] = {
+        "runtime": runtime,
+        "memory": memory,
+        "cpus": cpus,
+        "kernel_args": args,
+        "disk": disk,
+        "boot": "cold" if cold else None,
+    }
+    names = [name] if count == 1 else [f"{name}-{n}" if name else None for n in range(1, count + 1)]
+    requests = [StartRequest(manifest=source, overrides=Overrides(**overrides, name=each)) for each in names]
+    _ensure_daemon(invocation)
+    failures = run_async(lambda: _start_all(invocation, requests))
+    for error in failures[1:]:
+        output.error(error, json=invocation.json)
+    if failures:
+        raise failures[0]
+
+
+def _ensure_daemon(invocation: Invocation) -> None:
+    settings = invocation.settings
+    if background.answers(settings.socket):
+        return
+    pid = background.start(settings, invocation.arguments())
+    if pid is not None:
+        output.message(f"started the daemon (pid {pid}), log {background.log_file(settings)}")
+
+
+async def _start_all(invocation: Invocation, requests: list[StartRequest]) -> list[OvmsError]:
+    """Start them side by side, print each as soon as it runs; the first error of each kind ends up in the result."""
+    failures: dict[str, OvmsError] = {}
+    slots = asyncio.Semaphore(_AT_ONCE)
+
+    async def start(client: Client, request: StartRequest) -> None:
+        async with slots:
+            try:
+                _print(invocation, await _start(client, request))
+            except OvmsError as error:
+                failures.setdefault(error.code, error)
+
+    async with invocation.client() as client, asyncio.TaskGroup() as group:
+        for request in requests:
+            group.create_task(start(client, request))
+    return list(failures.values())
+
+
+async def _start(client: Client, request: StartRequest) -> InstanceInfo:
+    reply = await client.start(request, wait="running")
+    return reply.info if reply.info is not None else await client.status(reply.instance_id)
+
+
+def _print(invocation: Invocation, info: InstanceInfo) -> None:
+    if invocation.json:
+        output.as_json_line(info)
+    else:
+        output.data(info.instance_id)
+    for degraded in info.degraded:
+        output.message(f"ovm: degraded: {degraded.detail} ({degraded.code})")
