@@ -3,116 +3,44 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
 from click.shell_completion import CompletionItem
 
 from ovms_supervisor.cli.invocation import Invocation, run_async
-from spec.errors import InvalidInput, OvmsError
+from spec.errors import InvalidInput, InvalidReference, OvmsError
 
 if TYPE_CHECKING:
     from spec.manifest import Device
     from spec.reference import DigestSource, Reference
 
-
-class Size(click.ParamType):
-    """A size such as ``512M``, in bytes."""
-
-    name = "size"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Parse, or fail as wrong usage."""
-        from spec.sizes import parse_size
-
-        if isinstance(value, int):
-            return value
-        try:
-            return parse_size(value)
-        except InvalidInput as error:
-            self.fail(error.detail, param, ctx)
+    _ParamType = click.ParamType[Any]  # generic for type checkers only: older releases of click can't be subscripted
+else:
+    _ParamType = click.ParamType
 
 
-class Name(click.ParamType):
-    """A reference to be given to an artifact: ``name[:tag]``, with or without a host."""
+class Parsed(_ParamType):
+    """What ``parse`` makes of the text; an InvalidInput that it raises is wrong usage."""
 
-    name = "ref"
+    def __init__(
+        self,
+        name: str,
+        parse: Callable[[str], Any],
+        complete: Callable[[Invocation], list[CompletionItem]] | None = None,
+    ) -> None:
+        self.name = name
+        self._parse, self._complete = parse, complete
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Reference:
-        """Parse, or fail as wrong usage."""
-        from spec.reference import Reference, parse_reference
-
-        if isinstance(value, Reference):
-            return value
-        try:
-            reference = parse_reference(value)
-        except InvalidInput as error:
-            self.fail(error.detail, param, ctx)
-        if reference.digest is not None:
-            self.fail(f"{value!r} has a digest; a new name has none", param, ctx)
-        return reference
-
-
-class StoredArtifact(click.ParamType):
-    """An artifact of the local store: a reference, or a digest in full or as a prefix."""
-
-    name = "ref"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Reference | DigestSource:
-        """Parse, or fail as wrong usage."""
-        from spec.reference import PathSource, parse_source
-
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Parse once: click may come again with the result."""
         if not isinstance(value, str):
-            return value  # type: ignore[no-any-return]  # converted before: click may call twice
-        try:
-            source = parse_source(value)
-        except InvalidInput as error:
-            self.fail(error.detail, param, ctx)
-        if isinstance(source, PathSource):
-            self.fail(f"{value!r} is a path; bring it into the store with 'ovm import' first", param, ctx)
-        return source
-
-    def shell_complete(
-        self,
-        ctx: click.Context,
-        param: click.Parameter,  # noqa: ARG002 - click's signature
-        incomplete: str,
-    ) -> list[CompletionItem]:
-        """Names in the store."""
-        return complete_references(ctx, incomplete)
-
-
-class SharedMemoryDevice(click.ParamType):
-    """An ivshmem device as ``name:size``."""
-
-    name = "name:size"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Device:
-        """Parse, or fail as wrong usage; whether v0.1 supports it is checked when packing."""
-        from spec.manifest import Device
-        from spec.sizes import parse_size
-
-        if isinstance(value, Device):
             return value
-        name, colon, size = value.rpartition(":")
-        if not colon or not name:
-            self.fail(f"{value!r} is not NAME:SIZE, for example mmio0:1M", param, ctx)
         try:
-            return Device(type="ivshmem", name=name, size=parse_size(size))
+            return self._parse(value)
         except InvalidInput as error:
             self.fail(error.detail, param, ctx)
-
-
-class Machine(click.ParamType):
-    """A machine by id, unique prefix of an id, or name. The daemon knows which."""
-
-    name = "machine"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Any text but none."""
-        if not value:
-            self.fail("the name of a machine is empty", param, ctx)
-        return str(value)
 
     def shell_complete(
         self,
@@ -120,29 +48,95 @@ class Machine(click.ParamType):
         param: click.Parameter,  # noqa: ARG002 - click's signature
         incomplete: str,
     ) -> list[CompletionItem]:
-        """Ids and names of the machines there are; nothing if no daemon answers."""
-        invocation = ctx.ensure_object(Invocation)
-
-        async def listed() -> list[CompletionItem]:
-            async with invocation.client() as client:
-                machines = await client.instances()
-            return [CompletionItem(each.name or each.instance_id[:12], help=each.status) for each in machines]
-
+        """What begins so; nothing if store or daemon don't answer."""
         with contextlib.suppress(OvmsError):
-            return [item for item in run_async(listed) if item.value.startswith(incomplete)]
+            items = self._complete(ctx.ensure_object(Invocation)) if self._complete else []
+            return [item for item in items if item.value.startswith(incomplete)]
         return []
 
 
-def complete_references(ctx: click.Context, incomplete: str) -> list[CompletionItem]:
-    """Names in the local store that begin so."""
-    with contextlib.suppress(OvmsError):
-        listed = ctx.ensure_object(Invocation).store().list()
-        return [CompletionItem(each.name) for each in listed if each.name and each.name.startswith(incomplete)]
-    return []
+def _size(text: str) -> int:
+    from spec.sizes import parse_size
+
+    return parse_size(text)
 
 
-SIZE = Size()
-NAME = Name()
-STORED = StoredArtifact()
-DEVICE = SharedMemoryDevice()
-MACHINE = Machine()
+def _offset(text: str) -> int:
+    try:
+        number = int(text, 0)
+    except ValueError as error:
+        raise InvalidInput(f"{text[:40]!r} is not a number such as 4096 or 0x1000") from error
+    if number < 0:
+        raise InvalidInput(f"{text[:40]} is negative")
+    return number
+
+
+def _new_name(text: str) -> Reference:
+    from spec.reference import parse_reference
+
+    reference = parse_reference(text)
+    if reference.digest is not None:
+        raise InvalidReference(f"{text[:200]!r} has a digest; a new name has none")
+    return reference
+
+
+def _stored(text: str) -> Reference | DigestSource:
+    from spec.reference import PathSource, parse_source
+
+    source = parse_source(text)
+    if isinstance(source, PathSource):
+        raise InvalidReference(f"{text[:200]!r} is a path; bring it into the store with 'ovm import' first")
+    return source
+
+
+def _startable(text: str) -> str:
+    """As the daemon will read it: a path is made absolute, for the daemon has another directory and home."""
+    from spec.reference import PathSource, parse_source
+
+    source = parse_source(text)
+    return str(source.path.expanduser().absolute()) if isinstance(source, PathSource) else text
+
+
+def _device(text: str) -> Device:
+    from spec.manifest import Device
+    from spec.sizes import parse_size
+
+    name, colon, size = text.rpartition(":")
+    if not colon or not name:
+        raise InvalidInput(f"{text[:100]!r} is not NAME:SIZE, for example mmio0:1M")
+    return Device(type="ivshmem", name=name, size=parse_size(size))
+
+
+def _machine(text: str) -> str:
+    if not text:
+        raise InvalidInput("the id is empty")
+    return text
+
+
+def _references(invocation: Invocation) -> list[CompletionItem]:
+    return [CompletionItem(each.name) for each in invocation.store().list() if each.name]
+
+
+def _machines(invocation: Invocation) -> list[CompletionItem]:
+    async def listed() -> list[CompletionItem]:
+        async with invocation.client() as client:
+            machines = await client.instances()
+        return [CompletionItem(each.name or each.instance_id[:12], help=str(each.status)) for each in machines]
+
+    return run_async(listed)
+
+
+SIZE = Parsed("size", _size)
+"""``512M``, in bytes."""
+OFFSET = Parsed("number", _offset)
+"""A non-negative number, decimal or 0x…"""
+NAME = Parsed("ref", _new_name)
+"""A Reference to be given to an artifact."""
+STORED = Parsed("ref", _stored, _references)
+"""A Reference or DigestSource of the local store."""
+STARTABLE = Parsed("source", _startable, _references)
+"""A reference, digest, or absolute path, as text."""
+DEVICE = Parsed("name:size", _device)
+"""An ivshmem Device; whether v0.1 supports it is checked when packing."""
+MACHINE = Parsed("id", _machine, _machines)
+"""An id, a unique prefix of one, or a name; the daemon knows which."""

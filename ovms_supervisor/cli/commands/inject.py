@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, BinaryIO
 
 import click
@@ -9,26 +10,11 @@ import click
 from ovms_supervisor.cli import output
 from ovms_supervisor.cli.grammar import OvmCommand
 from ovms_supervisor.cli.invocation import Invocation, pass_invocation, run_async
-from ovms_supervisor.cli.parameters import MACHINE
+from ovms_supervisor.cli.parameters import MACHINE, OFFSET
 from spec.errors import OutOfRange
 
 if TYPE_CHECKING:
     from spec.api import MmioWrite
-
-
-class _Offset(click.ParamType):
-    name = "offset"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        if isinstance(value, int):
-            return value
-        try:
-            number = int(str(value), 0)
-        except ValueError:
-            self.fail(f"{value!r} is not a number such as 4096 or 0x1000", param, ctx)
-        if number < 0:
-            self.fail("an offset is not negative", param, ctx)
-        return number
 
 
 @click.command(
@@ -43,11 +29,11 @@ class _Offset(click.ParamType):
 )
 @click.argument("machine", type=MACHINE, metavar="ID")
 @click.argument("device")
-@click.option("--offset", type=_Offset(), default=0, metavar="N", help="From the start of the device; 0x for hex.")
+@click.option("--offset", type=OFFSET, default=0, metavar="N", help="From the start of the device; 0x for hex.")
 @click.option("--data-hex", metavar="HEX", help="Bytes to write, in hex; blanks are ignored.")
 @click.option("--text", help="Text to write, as UTF-8.")
 @click.option("--file", type=click.File("rb"), help="A file to write; - for standard input.")
-@click.option("--read", type=_Offset(), metavar="N", help="Read N bytes instead: raw on stdout, hex on a terminal.")
+@click.option("--read", type=OFFSET, metavar="N", help="Read N bytes instead: raw on stdout, hex on a terminal.")
 @pass_invocation
 def inject_command(
     invocation: Invocation,
@@ -100,14 +86,13 @@ def _call(invocation: Invocation, machine: str, write: MmioWrite) -> list[bytes]
 
 def _print(invocation: Invocation, pieces: list[bytes]) -> None:
     content = b"".join(pieces)
-    stdout = click.get_binary_stream("stdout")
     if invocation.json:
         output.as_json({"read": content})
-    elif stdout.isatty():
+    elif sys.stdout.isatty():
         for start in range(0, len(content), 16):
             row = content[start : start + 16]
             printable = "".join(chr(byte) if 0x20 <= byte < 0x7F else "." for byte in row)
             output.data(f"{start:08x}  {row.hex(' '):<47}  {printable}")
     else:
-        stdout.write(content)
-        stdout.flush()
+        sys.stdout.buffer.write(content)
+        sys.stdout.buffer.flush()

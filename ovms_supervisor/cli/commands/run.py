@@ -10,13 +10,10 @@ import click
 from ovms_supervisor.cli import background, output
 from ovms_supervisor.cli.grammar import OvmCommand
 from ovms_supervisor.cli.invocation import Invocation, pass_invocation, run_async
-from ovms_supervisor.cli.parameters import SIZE, complete_references
-from spec.errors import ArtifactNotFound, InvalidInput, OvmsError
-from spec.reference import PathSource, parse_source
+from ovms_supervisor.cli.parameters import SIZE, STARTABLE
+from spec.errors import OvmsError
 
 if TYPE_CHECKING:
-    from click.shell_completion import CompletionItem
-
     from ovms_supervisor.client import Client
     from spec.api import StartRequest
     from spec.instance import InstanceInfo
@@ -24,27 +21,6 @@ if TYPE_CHECKING:
 _MAX_COUNT = 10_000
 _AT_ONCE = 64
 """Starts in flight: enough to keep the daemon busy, few enough not to be turned away."""
-
-
-class _Source(click.ParamType):
-    """A reference, a digest, a directory or a tar; a path is made absolute, for the daemon has another directory."""
-
-    name = "source"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        try:
-            source = parse_source(value)
-        except InvalidInput as error:
-            self.fail(error.detail, param, ctx)
-        return str(source.path.expanduser().absolute()) if isinstance(source, PathSource) else value
-
-    def shell_complete(
-        self,
-        ctx: click.Context,
-        param: click.Parameter,  # noqa: ARG002 - click's signature
-        incomplete: str,
-    ) -> list[CompletionItem]:
-        return complete_references(ctx, incomplete)
 
 
 @click.command(
@@ -57,7 +33,7 @@ class _Source(click.ParamType):
         "ovm logs -f $(ovm run demo:base)",
     ],
 )
-@click.argument("source", type=_Source(), metavar="REF|DIR|TAR")
+@click.argument("source", type=STARTABLE, metavar="REF|DIR|TAR")
 @click.option("--name", metavar="NAME", help="A name for it; with --count NAME-1, NAME-2, …")
 @click.option("--runtime", type=click.Choice(["generic", "qemu", "cloud-hypervisor"]), help="Which VMM; generic: any.")
 @click.option("--memory", type=SIZE, help="Memory, for example 512M. Not on restore.")
