@@ -59,8 +59,3 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         default_factory=lambda: {"qemu": None, "cloud-hypervisor": None}
     )
     """By runtime: its program, or None to search PATH."""
-
-    @property
-    def instances_dir(self) -> Path:
-        """One directory per instance: journal, console, sockets."""
-        return self.run_dir / "instances"
