@@ -112,5 +112,16 @@ def decode(document: Mapping[str, Any], where: str, *, from_text: bool) -> Docum
             key = f"{key}.{unknown}" if key else unknown
             message = f"unknown key {key!r}"
         else:
-            message = f"{key}: {message[:1].lower()}{message[1:]}"
+            message = f"{key}: {message[:1].lower()}{message[1:]}{_choices(key)}"
         raise InvalidConfig(f"{where}: {message}", source=where, key=key) from error
+
+
+def _choices(key: str) -> str:
+    """The words that a key may have, for the error; nothing if it takes any."""
+    for each in msgspec.structs.fields(Document):
+        if each.encode_name == key:
+            words = [
+                word for kind in each.type.__args__ for word in getattr(kind, "__args__", ()) if isinstance(word, str)
+            ]
+            return f"; it may be {' or '.join(words)}" if words else ""
+    return ""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ovms_supervisor.cli.doctor.finding import Finding, ok, read_number, read_text, warn
+from vmm.cpu import host_cpu
 
 if TYPE_CHECKING:
     from ovms_supervisor.config import Settings
@@ -21,14 +22,12 @@ _TUN = "/dev/net/tun"
 
 def cpu_virtualisation(_: Settings) -> Finding:
     """The vmx or svm flag: whether guests run on the CPU itself."""
-    cpuinfo = read_text("/proc/cpuinfo") or ""
-    flags = next((line.split(":", 1)[1].split() for line in cpuinfo.splitlines() if line.startswith("flags")), [])
-    found = sorted({"vmx", "svm"} & set(flags))
-    if found:
-        return ok("cpu virtualisation", found[0])
+    cpu = host_cpu()
+    if cpu.has_hardware_virtualisation:
+        return ok("cpu virtualisation", f"{'vmx' if 'vmx' in cpu.flags else 'svm'}, {cpu.model}")
     return warn(
         "cpu virtualisation",
-        "no vmx, no svm",
+        f"no vmx, no svm, {cpu.model}",
         "guests are emulated: everything works, some ten times slower",
         "Enable VT-x or AMD-V in the firmware, or nested virtualisation for this machine.",
     )

@@ -18,7 +18,7 @@ _MACHINES = 1000
 
 def open_files(_: Settings) -> Finding:
     """RLIMIT_NOFILE; the daemon raises its own to the hard limit."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard == resource.RLIM_INFINITY:
         return ok("open files", "unlimited")
     if hard < _DESCRIPTORS_PER_MACHINE * _MACHINES:
