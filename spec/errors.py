@@ -15,7 +15,7 @@ code in ``ovms_supervisor.cli.exit_codes``, and nowhere else.
     │   ├── UnsupportedManifest, IncompatibleSnapshot, ImmutableOverride
     ├── NotFound                ArtifactNotFound, BlobNotFound, InstanceNotFound, DeviceNotFound, FileMissing
     ├── Conflict                the thing exists, but not in a state that allows this
-    │   ├── NameInUse, WrongState, InUse, DaemonRunning
+    │   ├── NameInUse, WrongState, Busy, InUse, DaemonRunning
     ├── Corrupt                 bytes that are not what they claim to be
     │   ├── DigestMismatch, SizeMismatch, CorruptRamsnap, CorruptStore, UnsafeArchive, UnsafeDisk
     ├── Denied                  PermissionMissing
@@ -219,6 +219,14 @@ class WrongState(Conflict):
 
     code = "instance.wrong_state"
     title = "Wrong state"
+
+
+class Busy(Conflict):
+    """Something under way has to end first; ``fields['doing']`` names it."""
+
+    code = "instance.busy"
+    title = "Busy"
+    default_remedy = "Try again when what is under way has ended (ovm events shows it)."
 
 
 class InUse(Conflict):
