@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import select
 import signal
@@ -11,8 +12,9 @@ import struct
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from spec.errors import DaemonUnreachable, PermissionMissing, VmmTimeout
 
@@ -21,7 +23,6 @@ if TYPE_CHECKING:
 
 START_LIMIT_S = 30.0
 _ANSWER_LIMIT_S = 2.0
-_LOOK_AGAIN_S = 0.02
 _LOG_TAIL_BYTES = 2000
 
 
@@ -61,46 +62,77 @@ def log_file(settings: Settings) -> Path:
 
 
 def start(settings: Settings, arguments: list[str]) -> int | None:
-    """Start ``ovm serve`` in a session of its own and wait until it answers.
+    """Start ``ovm serve`` in a session of its own and wait until it is ready.
 
     Returns its pid, or None if another command's daemon was first. Raises DaemonUnreachable with the end of its log
-    if it ends before it answers.
+    if it ends, or says nothing for too long.
     """
     from ovms_supervisor.config.directories import secure_directory
 
     secure_directory(settings.run_dir, 0o711 if settings.socket_group else 0o700)
-    log = log_file(settings)
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    with _one_at_a_time(settings.run_dir), _notifications() as (notified, address):
+        if answers(settings.socket):
+            return None
+        log = log_file(settings)
+        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            begin = os.fstat(descriptor).st_size
+            child = subprocess.Popen(
+                [sys.executable, "-m", "ovms_supervisor.cli", *arguments, "serve", "--background"],
+                stdin=subprocess.DEVNULL,
+                stdout=descriptor,
+                stderr=descriptor,
+                start_new_session=True,
+                env={**os.environ, "NOTIFY_SOCKET": address},
+            )
+        finally:
+            os.close(descriptor)
+        outcome = _wait_until_ready(child, notified)
+        if outcome == "ready" and answers(settings.socket):
+            return child.pid
+        if outcome == "ended" and answers(settings.socket):
+            return None  # an 'ovm serve' by hand was faster
+    what = f"ended at once (exit code {child.returncode})" if outcome == "ended" else "does not get ready"
+    raise DaemonUnreachable(
+        f"the daemon (pid {child.pid}) {what}: {_said(log, begin)}",
+        remedy=f"See {log}, or run 'ovm serve' in the foreground.",
+    )
+
+
+@contextlib.contextmanager
+def _one_at_a_time(run_dir: Path) -> Iterator[None]:
+    """Of several commands that miss the daemon at the same time one starts it, the others wait for that."""
+    descriptor = os.open(run_dir / "start.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
-        begin = os.fstat(descriptor).st_size
-        child = subprocess.Popen(
-            [sys.executable, "-m", "ovms_supervisor.cli", *arguments, "serve", "--background"],
-            stdin=subprocess.DEVNULL,
-            stdout=descriptor,
-            stderr=descriptor,
-            start_new_session=True,
-        )
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
     finally:
         os.close(descriptor)
-    return _wait_until_up(settings.socket, child, log, begin)
 
 
-def _wait_until_up(socket: Path, child: subprocess.Popen[bytes], log: Path, begin: int) -> int | None:
+@contextlib.contextmanager
+def _notifications() -> Iterator[tuple[sockets.socket, str]]:
+    """A socket for what the daemon would tell a service manager (sd_notify(3)), and its address for NOTIFY_SOCKET."""
+    with sockets.socket(sockets.AF_UNIX, sockets.SOCK_DGRAM | sockets.SOCK_CLOEXEC) as listener:
+        listener.bind("")  # the kernel chooses a free abstract address
+        yield listener, "@" + os.fsdecode(listener.getsockname()[1:])
+
+
+def _wait_until_ready(child: subprocess.Popen[bytes], notified: sockets.socket) -> Literal["ready", "ended", "late"]:
+    """What comes first: its word, its end, or the limit."""
     limit = time.monotonic() + START_LIMIT_S
-    while time.monotonic() < limit:
-        ended = child.poll() is not None  # before the look at the socket: a daemon that was first is up by then
-        if answers(socket):
-            return None if ended else child.pid
-        if ended:
-            raise DaemonUnreachable(
-                f"the daemon ended at once (exit code {child.returncode}): {_said(log, begin)}",
-                remedy=f"See {log}, or run 'ovm serve' in the foreground.",
-            )
-        time.sleep(_LOOK_AGAIN_S)
-    raise DaemonUnreachable(
-        f"the daemon (pid {child.pid}) does not answer on {socket} after {START_LIMIT_S:.0f} s: {_said(log, begin)}",
-        remedy=f"See {log}.",
-    )
+    process = os.pidfd_open(child.pid)
+    try:
+        while (left_s := limit - time.monotonic()) > 0:
+            seen, _, _ = select.select([notified, process], [], [], left_s)
+            if notified in seen and b"READY=1" in notified.recv(4096).splitlines():
+                return "ready"
+            if process in seen:
+                child.wait()
+                return "ended"
+        return "late"
+    finally:
+        os.close(process)
 
 
 def _said(log: Path, begin: int) -> str:

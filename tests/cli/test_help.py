@@ -47,6 +47,7 @@ def test_every_command_of_the_catalogue_exists_and_has_help(name: str) -> None:
 def test_examples_are_of_options_that_exist(name: str) -> None:
     command = _command(name)
     known = {option for parameter in command.params for option in parameter.opts} | {"--help", "-h"}
+    assert isinstance(command, OvmCommand)
     for example in command.examples:
         for part in re.findall(rf"ovm {name} ([^|$>]*)", example):
             outside_quotes = re.sub(r"'[^']*'", "", part)

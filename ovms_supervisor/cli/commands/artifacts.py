@@ -15,6 +15,7 @@ from spec.sizes import format_size
 
 if TYPE_CHECKING:
     from cache.store import Store
+
     from spec.digest import Digest
     from spec.reference import DigestSource, Reference
 

@@ -20,6 +20,7 @@ from spec.sizes import format_size
 if TYPE_CHECKING:
     from cache.artifact import Artifact
     from cache.store import Store
+
     from spec.reference import DigestSource, Reference
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import click
 
+from ovms_supervisor.cli import output
 from ovms_supervisor.cli.grammar import OvmCommand
 from ovms_supervisor.cli.invocation import Invocation, pass_invocation, run_async
 from ovms_supervisor.cli.parameters import MACHINE
@@ -39,16 +41,26 @@ def logs_command(
     JSON comes one line of the console a line, with its time and number.
     """
 
-    async def copy() -> None:
-        out = sys.stdout.buffer
-        neutral = NeutralStream() if sys.stdout.isatty() else None
-        async with invocation.client() as client:
-            stream = client.logs(machine, follow=follow, tail=tail, since=since, until=until, timestamps=timestamps)
-            async for chunk in stream:
-                out.write(neutral.feed(chunk).encode() if neutral else chunk)
-                out.flush()
-        if neutral:
-            out.write(neutral.finish().encode())
-            out.flush()
+    window: dict[str, Any] = {"follow": follow, "tail": tail, "since": since, "until": until}
+    if invocation.json:
+        run_async(lambda: _lines(invocation, machine, window))
+    else:
+        run_async(lambda: _bytes(invocation, machine, {**window, "timestamps": timestamps}))
 
-    run_async(copy)
+
+async def _lines(invocation: Invocation, machine: str, window: dict[str, Any]) -> None:
+    async with invocation.client() as client:
+        async for item in client.log_lines(machine, **window):
+            output.as_json_line(item)
+
+
+async def _bytes(invocation: Invocation, machine: str, window: dict[str, Any]) -> None:
+    out = sys.stdout.buffer
+    neutral = NeutralStream() if sys.stdout.isatty() else None
+    async with invocation.client() as client:
+        async for chunk in client.logs(machine, **window):
+            out.write(neutral.feed(chunk).encode() if neutral else chunk)
+            out.flush()
+    if neutral:
+        out.write(neutral.finish().encode())
+        out.flush()

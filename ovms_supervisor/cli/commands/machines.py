@@ -25,9 +25,7 @@ if TYPE_CHECKING:
 @pass_invocation
 def ps_command(invocation: Invocation, everything: bool, quiet: bool) -> None:
     """List the machines that live, oldest first. Without a daemon there are none."""
-    from spec.instance import is_live
-
-    machines = [each for each in run_async(lambda: _listed(invocation)) if everything or is_live(each.status)]
+    machines = run_async(lambda: _listed(invocation, everything))
     if quiet:
         for each in machines:
             output.data(each.instance_id)
@@ -39,10 +37,10 @@ def ps_command(invocation: Invocation, everything: bool, quiet: bool) -> None:
         )
 
 
-async def _listed(invocation: Invocation) -> list[InstanceInfo]:
+async def _listed(invocation: Invocation, everything: bool) -> list[InstanceInfo]:
     try:
         async with invocation.client() as client:
-            return await client.instances()
+            return await client.instances(everything=everything)
     except DaemonUnreachable as error:
         output.message(f"ovm: {error.detail}; no machine is known")
         return []

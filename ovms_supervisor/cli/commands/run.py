@@ -115,6 +115,8 @@ async def _start_all(invocation: Invocation, requests: list[StartRequest]) -> li
 
 async def _start(client: Client, request: StartRequest) -> InstanceInfo:
     reply = await client.start(request, wait="running")
+    if reply.status == "starting":
+        output.message(f"ovm: {reply.instance_id} is still starting; see 'ovm status {reply.instance_id[:12]}'")
     return reply.info if reply.info is not None else await client.status(reply.instance_id)
 
 
