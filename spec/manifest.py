@@ -16,14 +16,15 @@ from msgspec import Meta, field
 from spec import media_types
 from spec.errors import InvalidManifest, InvalidReference, UnsupportedManifest
 from spec.oci import MAX_MANIFEST_BYTES, split_path
-from spec.reference import BlobRef, parse_blob_ref
+from spec.reference import BLOB_REF_PATTERN, BlobRef, parse_blob_ref
 
 MAX_DISK_BYTES = 16 << 40
 MAX_DEVICE_BYTES = 64 << 30
 MAX_MEMORY_BYTES = 16 << 40
-DEVICE_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
+DEVICE_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}(?![\s\S])"
+"""Ends in what ``$`` is taken for: in Python ``$`` lets a newline follow."""
 
-Ref = Annotated[str, Meta(min_length=1, max_length=1024)]
+Ref = Annotated[str, Meta(min_length=1, max_length=1024, extra_json_schema={"pattern": BLOB_REF_PATTERN})]
 DiskFormat = Literal["qcow2", "raw"]
 
 
@@ -73,7 +74,7 @@ class Device(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     type: str
     name: Annotated[str, Meta(pattern=DEVICE_NAME)]
     size: Annotated[int, Meta(ge=1, le=MAX_DEVICE_BYTES)] | None = None
-    mmio_addr: Annotated[str, Meta(pattern=r"^0x[0-9a-fA-F]{1,16}$")] | None = None
+    mmio_addr: Annotated[str, Meta(pattern=r"^0x[0-9a-fA-F]{1,16}(?![\s\S])")] | None = None
 
 
 class Platform(msgspec.Struct, frozen=True, kw_only=True):
@@ -105,7 +106,7 @@ class RuntimeHints(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """manifest.json. Made by :func:`decode_manifest`; never re-encoded, since digests are over the original bytes."""
 
-    schema_version: int = field(name="schemaVersion")
+    schema_version: Annotated[int, Meta(extra_json_schema={"const": 1})] = field(name="schemaVersion")
     media_type: Literal["application/vnd.ovms.manifest.v1+json"] = field(name="mediaType")
     name: Annotated[str, Meta(min_length=1, max_length=255)]
     version: Annotated[str, Meta(min_length=1, max_length=128)]

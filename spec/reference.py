@@ -10,16 +10,15 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from spec.digest import Digest, is_digest, parse_digest
 from spec.errors import InvalidReference
 
 DEFAULT_TAG = "latest"
 
-_HOST = re.compile(
-    r"(?:[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?(?:\.[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?)*|\[[0-9a-fA-F:]+\])(?::\d{1,5})?"
-)
+_LABEL = "[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?"
+_HOST_PATTERN = rf"(?:{_LABEL}(?:\.{_LABEL})*|\[[0-9a-fA-F:]+\])(?::[0-9]{{1,5}})?"
+_HOST = re.compile(_HOST_PATTERN)
 _COMPONENT = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
 _REPOSITORY = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*")
 _TAG = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}")
@@ -142,6 +141,14 @@ class BlobRef:
     """An https URL, accepted only together with a digest to check against."""
 
 
+_URL_PATTERN = rf"https://{_HOST_PATTERN}(?:/[!-~]*)?"
+_URL = re.compile(_URL_PATTERN)
+_REGISTRY_PATTERN = rf"{_HOST_PATTERN}/[!-~]+"
+_REGISTRY = re.compile(_REGISTRY_PATTERN)
+BLOB_REF_PATTERN = rf"^(?:sha256:[0-9a-f]{{64}}|{_URL_PATTERN}|(?!sha256:)(?![\s\S]*://){_REGISTRY_PATTERN})(?![\s\S])"
+"""What :func:`parse_blob_ref` accepts, as an expression that means the same in Python and in ECMA 262."""
+
+
 def parse_blob_ref(text: str) -> BlobRef:
     """Parse the ``ref`` of a kernel, initrd, disk layer or snapshot. Raises InvalidReference."""
     if text.startswith("sha256:"):
@@ -149,11 +156,9 @@ def parse_blob_ref(text: str) -> BlobRef:
             raise InvalidReference(f"{text[:100]!r} is not a sha256 digest")
         return BlobRef(digest=parse_digest(text))
     if "://" in text:
-        parts = urlsplit(text)
-        if parts.scheme != "https" or not parts.hostname:
-            raise InvalidReference(f"{text[:200]!r}: a URL must be https")
+        if not _URL.fullmatch(text):
+            raise InvalidReference(f"{text[:200]!r}: a URL must be https, with a host and without user or spaces")
         return BlobRef(url=text)
-    host, slash, rest = text.partition("/")
-    if not slash or not _HOST.fullmatch(host) or not rest:
+    if not _REGISTRY.fullmatch(text):
         raise InvalidReference(f"{text[:200]!r} is neither a digest, an https URL nor a registry reference")
     return BlobRef(registry=text)
