@@ -13,7 +13,8 @@ from msgspec import Meta
 from spec.instance import InstanceInfo
 
 INSTANCE_NAME = r"^[a-z0-9][a-z0-9_.-]{0,62}$"
-MAX_INJECT_BYTES = 16 << 20
+MAX_INJECT_BYTES = 2 << 20
+"""Of one ``POST /inject``, written and read together: base64 and JSON of that take 5 ms, and a loop has no more."""
 
 InstanceId = Annotated[str, Meta(min_length=1, max_length=64)]
 """An id, a unique prefix of at least 4 characters, or a name."""
@@ -193,3 +194,10 @@ class Readiness(msgspec.Struct, frozen=True, kw_only=True):
 
     ready: bool
     reasons: list[str]
+
+
+class Health(msgspec.Struct, frozen=True, kw_only=True):
+    """``GET /healthz``: ``ok``, and the worst delay of the event loop in the last ten seconds."""
+
+    status: str
+    loop_lag_ms: float
