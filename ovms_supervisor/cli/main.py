@@ -14,10 +14,13 @@ from ovms_supervisor.cli.invocation import Invocation
 from spec.errors import InternalError, NoSpace, OvmsError, PermissionMissing
 
 
-@click.group(cls=LazyGroup)
+@click.group(cls=LazyGroup, invoke_without_command=True)
 @click.version_option(__version__, prog_name="ovm")
-def ovm() -> None:
+@click.pass_context
+def ovm(context: click.Context) -> None:
     """Virtual machines from OCI artifacts: pack, run, snapshot, clone."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
 
 
 def main() -> NoReturn:

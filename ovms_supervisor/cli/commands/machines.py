@@ -42,8 +42,18 @@ async def _listed(invocation: Invocation, everything: bool) -> list[InstanceInfo
         async with invocation.client() as client:
             return await client.instances(everything=everything)
     except DaemonUnreachable as error:
-        output.message(f"ovm: {error.detail}; no machine is known")
+        left = _left_behind(invocation)
+        without = f"{left} left by an earlier one: 'ovm serve --detach' takes over" if left else "no machine runs"
+        output.message(f"ovm: {error.detail}; {without}")
         return []
+
+
+def _left_behind(invocation: Invocation) -> int:
+    """How many instances have a directory, though no daemon looks after them."""
+    from ovms_supervisor.layout import Layout
+
+    instances = Layout.of(invocation.settings).instances
+    return sum(1 for _ in instances.iterdir()) if instances.is_dir() else 0
 
 
 def _row(machine: InstanceInfo) -> tuple[str, ...]:
