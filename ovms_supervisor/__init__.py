@@ -1,3 +1,20 @@
 """Many machines: instances, the supervisor, its API, client and command line."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ovms_supervisor.client import Client as Client
+
 __version__ = "0.1.0"
+__all__ = ["Client", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    """``Client`` on demand: importing aiohttp takes longer than ``ovm --help`` may."""
+    if name == "Client":
+        from ovms_supervisor.client import Client
+
+        return Client
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

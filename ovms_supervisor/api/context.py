@@ -1,0 +1,101 @@
+"""What handlers share, and work that goes on when the client that asked for it has gone."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import msgspec
+import structlog
+from aiohttp import web
+
+from ovms_supervisor.loop_lag import LoopLag
+from ovms_supervisor.metrics import Metrics
+
+if TYPE_CHECKING:
+    from ovms_supervisor.supervisor import Supervisor
+
+T = TypeVar("T")
+
+_log = structlog.get_logger(__name__)
+
+
+class Operations:
+    """Changes under way. A handler is cancelled when its client disconnects; the change it asked for is not."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    async def run(self, change: Coroutine[Any, Any, T]) -> T:
+        """Run a change to its end, whatever becomes of the caller."""
+        task = asyncio.create_task(change)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if not task.done():
+                task.add_done_callback(_tell_the_log)
+            raise
+
+    async def drain(self, limit_s: float) -> None:
+        """Wait for what is under way, then cancel it."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=limit_s)
+        late = list(self._tasks)
+        for task in late:
+            task.cancel()
+        await asyncio.gather(*late, return_exceptions=True)
+
+
+class Streams:
+    """Replies that have no end of their own, each with the way to end it when the daemon stops."""
+
+    def __init__(self) -> None:
+        self._endings: set[Callable[[], Awaitable[None]]] = set()
+
+    @contextmanager
+    def open(self, end: Callable[[], Awaitable[None]]) -> Iterator[None]:
+        """A stream for as long as the context lasts."""
+        self._endings.add(end)
+        try:
+            yield
+        finally:
+            self._endings.discard(end)
+
+    async def end(self) -> None:
+        """End them all at once."""
+        await asyncio.gather(*(end() for end in self._endings), return_exceptions=True)
+
+
+def _tell_the_log(task: asyncio.Task[Any]) -> None:
+    if not task.cancelled() and (error := task.exception()):
+        _log.warning("a change failed after its client had gone", error=str(error), kind=type(error).__name__)
+
+
+@dataclass(slots=True)
+class Context:
+    """One daemon, as its API sees it."""
+
+    supervisor: Supervisor
+    metrics: Metrics
+    lag: LoopLag
+    stall_s: float = 30.0
+    """A streaming client that takes nothing for so long is cut off."""
+    drain_s: float = 10.0
+    """How long changes under way may take when the daemon stops."""
+    operations: Operations = field(default_factory=Operations)
+    streams: Streams = field(default_factory=Streams)
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set once: waiting ends, ``/readyz`` says no."""
+
+
+CONTEXT: web.AppKey[Context] = web.AppKey("context", Context)
+
+
+def reply(body: msgspec.Struct, *, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
+    """A JSON reply."""
+    return web.Response(body=msgspec.json.encode(body), status=status, content_type="application/json", headers=headers)

@@ -1,0 +1,102 @@
+"""The daemon's own log on stderr: JSON lines, or readable ones on a terminal. Standard logging goes the same way.
+
+Lines are made and written by a thread: a traceback reads source files, and a stderr that nobody reads blocks.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from logging.handlers import QueueHandler, QueueListener
+from typing import TextIO
+
+import structlog
+from structlog.typing import EventDict, Processor
+
+from ovms_supervisor.config.settings import LogFormat, LogLevel
+
+_WAITING_LINES = 10_000  # then lines are lost rather than the daemon held up
+
+
+class _Handover(QueueHandler):
+    """Gives records to the thread as they are; the standard one would format them first."""
+
+    def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
+        return record
+
+    def enqueue(self, record: logging.LogRecord) -> None:
+        try:
+            self.queue.put_nowait(record)
+        except queue.Full:
+            return
+
+
+@contextmanager
+def logging_to(log_format: LogFormat, level: LogLevel, stream: TextIO | None = None) -> Iterator[None]:
+    """structlog and the standard library's logging for this process; at the end all that waits is written."""
+    stream = stream or sys.stderr
+    waiting: queue.Queue[logging.LogRecord] = queue.Queue(_WAITING_LINES)
+    before = _first()
+    writer = logging.StreamHandler(stream)
+    writer.setFormatter(
+        structlog.stdlib.ProcessorFormatter(foreign_pre_chain=before, processors=_last(log_format, stream))
+    )
+    root = logging.getLogger()
+    handlers, old_level = root.handlers[:], root.level
+    root.handlers[:] = [_Handover(waiting)]
+    root.setLevel(level.upper())
+    for chatty in ("asyncio", "aiohttp", "qemu.qmp"):
+        logging.getLogger(chatty).setLevel(max(logging.WARNING, root.level))
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            *before,
+            _take_exception,
+            structlog.stdlib.PositionalArgumentsFormatter(),
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+    )
+    listener = QueueListener(waiting, writer)
+    listener.start()
+    try:
+        yield
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(old_level)
+        structlog.reset_defaults()
+        listener.stop()
+
+
+def _first() -> list[Processor]:
+    return [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+
+
+def _take_exception(_logger: object, _method: str, event: EventDict) -> EventDict:
+    """The exception that is being handled here and now: the thread that writes it has none."""
+    if event.get("exc_info") is True:
+        event["exc_info"] = sys.exc_info()
+    return event
+
+
+def _last(log_format: LogFormat, stream: TextIO) -> list[Processor]:
+    processors: list[Processor] = [structlog.stdlib.ProcessorFormatter.remove_processors_meta]
+    if log_format == "json" or (log_format == "auto" and not stream.isatty()):
+        # Without the values of local variables: they may be secrets.
+        tracebacks = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+        return [
+            *processors,
+            structlog.processors.ExceptionRenderer(tracebacks),
+            structlog.processors.JSONRenderer(default=str, ensure_ascii=False),
+        ]
+    plain = structlog.dev.plain_traceback
+    return [*processors, structlog.dev.ConsoleRenderer(colors=stream.isatty(), exception_formatter=plain)]

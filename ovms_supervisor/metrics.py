@@ -1,0 +1,140 @@
+"""Figures for Prometheus, in a registry of our own. Base units; every label has a bounded set of values.
+
+Counters and histograms are fed as things happen; what the kernel or the supervisor knows is asked at the scrape.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter as Tally
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+
+from ovms_supervisor.logs.pump import Pump
+from ovms_supervisor.loop_lag import LoopLag
+from spec.instance import InstanceInfo, InstanceState, is_live
+
+if TYPE_CHECKING:
+    from ovms_supervisor.instance.instance import Instance
+    from ovms_supervisor.supervisor import Supervisor
+
+_METHODS = frozenset({"GET", "HEAD", "POST", "DELETE"})
+_MEMORY_EVERY_S = 5.0  # the kernel walks page tables for it: milliseconds for each machine
+
+_START_BUCKETS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)
+_PAUSE_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
+_REQUEST_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1, 5, 30)
+
+
+class Metrics:
+    """The figures of one daemon."""
+
+    content_type = CONTENT_TYPE_LATEST
+
+    def __init__(self, lag: LoopLag) -> None:
+        self._lag = lag
+        self._memory_read_at = float("-inf")
+        self._log_totals = (0, 0)
+        self.registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        self._instances = Gauge("ovms_instances", "Instances by state.", ["state"], registry=registry)
+        self._starts = Counter(
+            "ovms_starts", "Starts that came to their end.", ["result", "boot", "runtime"], registry=registry
+        )
+        self._start_seconds = Histogram(
+            "ovms_start_duration_seconds",
+            "From the request to the state running.",
+            ["boot", "runtime"],
+            buckets=_START_BUCKETS,
+            registry=registry,
+        )
+        self._pause_seconds = Histogram(
+            "ovms_snapshot_pause_seconds",
+            "How long guests stood still for a snapshot.",
+            buckets=_PAUSE_BUCKETS,
+            registry=registry,
+        )
+        self._images = Gauge("ovms_images", "RAM images resident in tmpfs.", registry=registry)
+        self._image_bytes = Gauge("ovms_images_resident_bytes", "What they take.", registry=registry)
+        self._image_locked = Gauge("ovms_images_locked_bytes", "Of that, held by mlock.", registry=registry)
+        self._memory = Gauge(
+            "ovms_guest_memory_bytes",
+            "Memory of live machines by the kernel's count: total they have, shared with an image, private to one.",
+            ["kind"],
+            registry=registry,
+        )
+        self._requests = Counter(
+            "ovms_http_requests", "API requests.", ["method", "route", "status"], registry=registry
+        )
+        self._request_seconds = Histogram(
+            "ovms_http_request_duration_seconds",
+            "API requests; a stream lasts as long as it is open.",
+            ["route"],
+            buckets=_REQUEST_BUCKETS,
+            registry=registry,
+        )
+        self._log_lines = Counter("ovms_log_lines", "Console lines indexed.", registry=registry)
+        self._log_bytes = Counter("ovms_log_bytes", "Console bytes indexed.", registry=registry)
+        self.log_lines_lost = Counter(
+            "ovms_log_lines_lost", "Lines that readers were told they had lost.", registry=registry
+        )
+        self.event_subscribers = Gauge("ovms_event_subscribers", "Open event streams.", registry=registry)
+        self._loop_lag = Gauge(
+            "ovms_event_loop_lag_seconds", "Worst delay of the event loop in ten seconds.", registry=registry
+        )
+
+    def observe_start(self, info: InstanceInfo) -> None:
+        """A start succeeded or failed."""
+        runtime = info.runtime.name if info.runtime else "none"
+        result = "failed" if info.status is InstanceState.FAILED else "running"
+        self._starts.labels(result, info.boot, runtime).inc()
+        if result == "running" and info.metrics.start:
+            self._start_seconds.labels(info.boot, runtime).observe(info.metrics.start.total_ms / 1000)
+
+    def observe_snapshot(self, pause_s: float) -> None:
+        """A snapshot was taken."""
+        self._pause_seconds.observe(pause_s)
+
+    def observe_request(self, method: str, route: str, status: int, seconds: float) -> None:
+        """A request was answered; ``route`` is the pattern, not the path."""
+        self._requests.labels(method if method in _METHODS else "other", route, str(status)).inc()
+        self._request_seconds.labels(route).observe(seconds)
+
+    async def render(self, supervisor: Supervisor) -> bytes:
+        """The exposition text, with everything that is only known at the moment of asking."""
+        instances = supervisor.instances()
+        states = Tally(instance.state for instance in instances)
+        for state in InstanceState:
+            self._instances.labels(state).set(states[state])
+        figures = supervisor.images.figures()
+        self._images.set(figures.images)
+        self._image_bytes.set(figures.resident_bytes)
+        self._image_locked.set(figures.locked_bytes)
+        self._loop_lag.set(self._lag.recent_s)
+        self._count_logs()
+        await self._read_memory([instance for instance in instances if is_live(instance.state)])
+        return await asyncio.to_thread(generate_latest, self.registry)
+
+    def _count_logs(self) -> None:
+        pump = Pump.current()
+        lines, size_bytes = self._log_totals
+        self._log_totals = pump.lines, pump.size_bytes
+        self._log_lines.inc(pump.lines - lines)
+        self._log_bytes.inc(pump.size_bytes - size_bytes)
+
+    async def _read_memory(self, instances: list[Instance]) -> None:
+        now = time.monotonic()
+        if now - self._memory_read_at < _MEMORY_EVERY_S:
+            return
+        self._memory_read_at = now
+        sums = Tally[str]()
+        for instance in instances:
+            if memory := (await instance.info()).metrics.memory:
+                sums["total"] += memory.total_bytes
+                sums["shared"] += memory.shared_bytes
+                sums["private"] += memory.private_bytes
+        for kind in ("total", "shared", "private"):
+            self._memory.labels(kind).set(sums[kind])

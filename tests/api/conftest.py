@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp import web
+from blockbuster import BlockBuster, blockbuster_ctx
+
+from ovms_supervisor.api.app import create_app
+from ovms_supervisor.api.context import Context
+from ovms_supervisor.api.listen import listen
+from ovms_supervisor.client import Client
+from ovms_supervisor.log_setup import logging_to
+from ovms_supervisor.loop_lag import LoopLag
+from ovms_supervisor.metrics import Metrics
+from tests.api.document import judged
+from tests.api.fake_supervisor import FakeSupervisor
+
+
+@pytest.fixture(autouse=True)
+def _no_blocking() -> Iterator[BlockBuster]:
+    with blockbuster_ctx("ovms_supervisor") as found:
+        yield found
+
+
+@pytest.fixture(autouse=True)
+def _logging() -> Iterator[None]:
+    with logging_to("json", "debug"):
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _every_exchange_is_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever makes a session here, the client included, has its requests and replies held to the document."""
+    init = aiohttp.ClientSession.__init__
+
+    def judged_init(self: aiohttp.ClientSession, *args: Any, **kwargs: Any) -> None:
+        init(self, *args, middlewares=(judged,), **kwargs)
+
+    monkeypatch.setattr(aiohttp.ClientSession, "__init__", judged_init)
+
+
+@pytest.fixture
+async def supervisor(tmp_path: Path) -> AsyncIterator[FakeSupervisor]:
+    supervisor = FakeSupervisor(tmp_path)
+    yield supervisor
+    await supervisor.close()
+
+
+class Daemon:
+    """The real application on a real UNIX socket."""
+
+    def __init__(self, supervisor: FakeSupervisor, socket: Path) -> None:
+        self.lag = LoopLag()
+        self.context = Context(supervisor=supervisor, metrics=Metrics(self.lag), lag=self.lag)  # type: ignore[arg-type]
+        self.context.drain_s = 2
+        self.socket = socket
+        self._runner: web.AppRunner | None = None
+
+    async def start(self) -> None:
+        app = create_app(self.context)
+        self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=1, access_log=None)
+        await self._runner.setup()
+        listening = await asyncio.to_thread(listen, self.socket, None)
+        await web.SockSite(self._runner, listening).start()
+
+    async def stop(self) -> None:
+        if self._runner:
+            await self._runner.cleanup()
+            self._runner = None
+
+
+@pytest.fixture
+async def daemon(supervisor: FakeSupervisor, tmp_path: Path) -> AsyncIterator[Daemon]:
+    daemon = Daemon(supervisor, tmp_path / "ovms.sock")
+    await daemon.start()
+    yield daemon
+    await daemon.stop()
+
+
+@pytest.fixture
+async def http(daemon: Daemon) -> AsyncIterator[aiohttp.ClientSession]:
+    async with aiohttp.ClientSession("http://ovms", connector=aiohttp.UnixConnector(str(daemon.socket))) as session:
+        yield session
+
+
+@pytest.fixture
+async def client(daemon: Daemon) -> AsyncIterator[Client]:
+    async with Client(daemon.socket) as client:
+        yield client
+
+
+async def problem(response: aiohttp.ClientResponse) -> dict[str, Any]:
+    assert response.content_type == "application/problem+json"
+    decoded: dict[str, Any] = json.loads(await response.read())
+    return decoded
