@@ -100,6 +100,13 @@ class RuntimeReport:
     features: frozenset[str] = frozenset()
     """Of ``ivshmem``, ``restore``, ``snapshot``, ``snapshot-in-place``."""
     limitations: tuple[Limitation, ...] = ()
+    usable_if_named: bool = False
+    """It would not be chosen, but an explicit request is honoured: its limitations hurt some guests, not all."""
+
+    @property
+    def runnable(self) -> bool:
+        """Whether a start that names this runtime is to be tried; ``usable`` is about choosing it by ourselves."""
+        return self.usable or self.usable_if_named
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
