@@ -112,7 +112,7 @@ class VmmProcess:
             pid = os.posix_spawn(
                 program,
                 list(argv),
-                {name: os.environ[name] for name in _KEPT_ENVIRONMENT if name in os.environ},
+                clean_environment(),
                 file_actions=[
                     (os.POSIX_SPAWN_DUP2, null if stdin is None else stdin, 0),
                     (os.POSIX_SPAWN_DUP2, out, 1),
@@ -164,7 +164,7 @@ class VmmProcess:
         """The result of ``ready``, raced against the exit of the process and against ``limit_s``.
 
         Raises VmmExited (with the end of the log), VmmTimeout, or what ``ready`` raised. ``what`` completes the
-        sentence "… while waiting for {what}".
+        sentence "… while waiting for the {what}".
         """
         task = asyncio.ensure_future(ready)
         try:
@@ -186,7 +186,7 @@ class VmmProcess:
         """The error for a process that ended while we waited for ``what``, quoting the end of its log."""
         ended = await self.wait()
         tail = await anyio.to_thread.run_sync(self._log_tail)
-        detail = f"{self._name} (pid {self.pid}) {ended} while waiting for {what}" + (f": {tail}" if tail else "")
+        detail = f"{self._name} (pid {self.pid}) {ended} while waiting for the {what}" + (f": {tail}" if tail else "")
         return VmmExited(detail, exit_code=ended.code, signal=ended.signal, log_tail=tail)
 
     async def kill_ladder(self, rungs: Sequence[Rung]) -> Exit:
@@ -259,6 +259,11 @@ class VmmProcess:
         except OSError:
             return ""
         return tail.decode(errors="replace").strip()
+
+
+def clean_environment() -> dict[str, str]:
+    """The part of our environment that a VMM is given."""
+    return {name: os.environ[name] for name in _KEPT_ENVIRONMENT if name in os.environ}
 
 
 def _open_appending(path: Path, opened: list[int]) -> int:

@@ -123,8 +123,8 @@ async def test_readiness_wins_the_race(log: Path) -> None:
 async def test_exit_wins_the_race_and_quotes_only_its_own_log(log: Path) -> None:
     log.write_text("of an earlier generation\n")
     process = python("import sys; sys.exit('no kernel here')", log)
-    with pytest.raises(VmmExited, match=r"exited with code 1 while waiting for its socket: no kernel here$") as caught:
-        await process.until_ready(asyncio.sleep(60), limit_s=30, what="its socket")
+    with pytest.raises(VmmExited, match=r"exited with code 1 while waiting for the socket: no kernel here$") as caught:
+        await process.until_ready(asyncio.sleep(60), limit_s=30, what="socket")
     assert caught.value.fields["exit_code"] == 1
 
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from anyio.to_thread import run_sync
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -186,10 +187,10 @@ async def test_a_process_that_is_gone(ram: Ram) -> None:
     process = VmmProcess.spawn(["true"], stderr=ram.path.with_name("log"))
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # noqa: ASYNC222 (a zombie now, and still unreaped)
     with pytest.raises(VmmExited):
-        memory_use(process.pid, ram)
+        await run_sync(memory_use, process.pid, ram)
     await process.wait()
     with pytest.raises(VmmExited):
-        prove_private(process.pid, ram)
+        await run_sync(prove_private, process.pid, ram)
 
 
 def test_a_ram_file_that_is_gone(ram: Ram) -> None:
