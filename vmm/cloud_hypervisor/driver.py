@@ -1,0 +1,57 @@
+"""The driver: finds Cloud Hypervisor, starts processes of it, and takes over running ones."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from pathlib import Path
+
+from anyio.to_thread import run_sync
+
+from spec.errors import FileMissing
+from vmm import unix_socket
+from vmm.cloud_hypervisor.probe import BINARY, probe
+from vmm.cloud_hypervisor.vm import CloudHypervisorVm, ProcessFiles
+from vmm.driver import Machine, RuntimeName, RuntimeReport, VmmFiles
+from vmm.process import VmmProcess
+
+
+class CloudHypervisor:
+    """See :class:`vmm.driver.Driver`."""
+
+    name: RuntimeName = "cloud-hypervisor"
+
+    def __init__(self, binary: Path | None = None) -> None:
+        self._binary = binary
+
+    async def probe(self) -> RuntimeReport:
+        """Runs the binary for its version and options, and looks at /dev/kvm and the CPU flags."""
+        return await run_sync(probe, self._binary)
+
+    async def spawn(self, machine: Machine, files: VmmFiles, *, incoming: bool) -> CloudHypervisorVm:
+        """Start a process. It takes commands at once: the API socket is made here and listens before the process runs.
+
+        So nothing is waited for, and what is wrong with the process shows at the first command. The event file is
+        appended to by the process itself: it outlives us, and no reader can block the guest.
+        """
+        del incoming  # the first command decides
+        own = ProcessFiles.of(files)
+        with ExitStack() as ours, ExitStack() as undo:
+            undo.callback(own.remove)
+            try:
+                listener = ours.enter_context(unix_socket.listen(own.socket))
+                events = os.open(own.events, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
+            except OSError as error:
+                raise FileMissing(f"cannot prepare {own.socket}: {error.strerror}") from error
+            ours.callback(os.close, events)
+            fds = (listener.fileno(), events)
+            argv = [str(self._binary or BINARY), "--api-socket", f"fd={fds[0]}", "--event-monitor", f"fd={fds[1]}"]
+            process = VmmProcess.spawn(argv, stdout=files.console, stderr=files.log, pass_fds=fds)
+            undo.pop_all()
+        # Only the process holds the listener now: should it die, waiting connections break.
+        return CloudHypervisorVm(process, machine, own)
+
+    async def attach(self, machine: Machine, files: VmmFiles, pid: int) -> CloudHypervisorVm:
+        """Take over a process by the socket in its instance's directory. Raises VmmExited."""
+        process = VmmProcess.attach(pid, name=BINARY, log=files.log)
+        return CloudHypervisorVm(process, machine, ProcessFiles.of(files))

@@ -1,0 +1,105 @@
+"""The files of a snapshot: what vm.snapshot writes is made fit to be shared, and a restore gets a directory of its own.
+
+All functions here block (files of some ten kilobytes on tmpfs).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from spec.compatibility import MemoryRegion
+from spec.errors import CorruptRamsnap, IncompatibleSnapshot, InUse, NoSpace, SizeMismatch, VmmGarbage, VmmRefused
+from vmm.cloud_hypervisor.config import hardware, vm_config
+from vmm.driver import Machine
+
+CONFIG_FILE = "config.json"
+STATE_FILE = "state.json"
+MEMORY_FILE = "memory-ranges"
+"""The names that vm.snapshot writes and vm.restore reads."""
+
+_MAX_CONFIG_BYTES = 1024 * 1024
+
+
+def tidy(machine: Machine, state_dir: Path) -> tuple[list[MemoryRegion], Path | None]:
+    """Make a fresh snapshot one that any clone can be restored from.
+
+    Host paths leave ``config.json``. A private RAM has been written to ``memory-ranges``: it moves out of the
+    directory (its new path is returned), and ``state.json`` forgets it, else a restore would copy it. Returns also
+    where guest RAM lies in the RAM file. Raises VmmGarbage, VmmRefused, SizeMismatch.
+    """
+    (state_dir / CONFIG_FILE).write_bytes(msgspec.json.encode(hardware(machine)))
+    copied = state_dir / MEMORY_FILE
+    size_bytes = copied.stat().st_size if copied.exists() else 0
+    if machine.ram.private and size_bytes != machine.ram.size_bytes:
+        raise SizeMismatch(f"vm.snapshot wrote {size_bytes} of {machine.ram.size_bytes} bytes of guest RAM")
+    if not machine.ram.private and copied.exists():
+        copied.unlink()
+        raise VmmRefused("vm.snapshot copied guest RAM, although it is in a shared file that is to be the image")
+    state_file = state_dir / STATE_FILE
+    try:
+        state = msgspec.json.decode(state_file.read_bytes(), type=dict[str, Any])
+        holder = state["snapshots"]["memory-manager"]["snapshot_data"]
+        memory = msgspec.json.decode(holder["state"], type=dict[str, Any])  # a document within the document
+        regions = [
+            MemoryRegion(
+                name=f"ram{number}",
+                guest_address=mapping["gpa"],
+                image_offset=mapping["file_offset"],
+                size_bytes=mapping["size"],
+            )
+            for number, mapping in enumerate(memory["guest_ram_mappings"])
+        ]
+        if memory["memory_ranges"]["data"]:
+            memory["memory_ranges"]["data"] = []
+            holder["state"] = msgspec.json.encode(memory).decode()
+            state_file.write_bytes(msgspec.json.encode(state))
+    except (OSError, msgspec.MsgspecError, KeyError, TypeError) as error:
+        raise VmmGarbage(f"vm.snapshot wrote a {STATE_FILE} that can't be read: {error!r}") from error
+    if not machine.ram.private:
+        return regions, None
+    return regions, copied.rename(state_dir.with_name(f"{state_dir.name}.{MEMORY_FILE}"))
+
+
+def move_new(source: Path, destination: Path) -> None:
+    """Rename within a file system without replacing anything. Raises InUse, NoSpace."""
+    try:
+        destination.hardlink_to(source)
+    except FileExistsError as error:
+        raise InUse(f"{destination} exists already") from error
+    except OSError as error:
+        raise NoSpace(f"cannot make {destination}: {error.strerror}") from error
+    source.unlink()
+
+
+def prepare_restore(machine: Machine, state_dir: Path, directory: Path) -> None:
+    """Make the directory that vm.restore reads: a configuration for this clone, and the shared device state.
+
+    Raises IncompatibleSnapshot, CorruptRamsnap.
+    """
+    check_hardware(machine, state_dir / CONFIG_FILE)
+    directory.mkdir(mode=0o700)
+    (directory / CONFIG_FILE).write_bytes(msgspec.json.encode(vm_config(machine)))
+    # Not a hard link: instances and images may be on file systems of their own.
+    (directory / STATE_FILE).symlink_to((state_dir / STATE_FILE).absolute())
+
+
+def check_hardware(machine: Machine, recorded: Path) -> None:
+    """Compare the hardware that a snapshot recorded with the machine's. Raises IncompatibleSnapshot, CorruptRamsnap."""
+    try:
+        with recorded.open("rb") as file:
+            then = msgspec.json.decode(file.read(_MAX_CONFIG_BYTES), type=dict[str, Any])
+    except (OSError, msgspec.MsgspecError) as error:
+        raise CorruptRamsnap(f"the snapshot's {recorded.name} can't be read: {error}") from error
+    now = hardware(machine)
+    for part in sorted(now.keys() | then.keys()):
+        if now.get(part) != then.get(part):
+            before, here = (msgspec.json.encode(side.get(part)).decode()[:200] for side in (then, now))
+            raise IncompatibleSnapshot(
+                f"{part}: the snapshot was made with {before}, this machine has {here}",
+                property=part,
+                snapshot=before,
+                machine=here,
+            )

@@ -1,0 +1,227 @@
+"""One Cloud Hypervisor process and the machine in it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+from collections.abc import Awaitable
+from dataclasses import dataclass
+from pathlib import Path
+from signal import Signals
+from typing import Literal, TypeVar
+
+from anyio import CancelScope
+from anyio.to_thread import run_sync
+
+from spec.compatibility import Compatibility, MemoryRegion
+from spec.errors import FileMissing, InUse, VmmGarbage
+from vmm import smaps
+from vmm.cloud_hypervisor import snapshot
+from vmm.cloud_hypervisor.api import Api
+from vmm.cloud_hypervisor.config import device_records, vm_config
+from vmm.cloud_hypervisor.events import guest_ending
+from vmm.cloud_hypervisor.probe import restore_target
+from vmm.cpu import host_cpu
+from vmm.driver import Ending, Machine, MemoryUse, Ram, SaveTarget, VmmFiles
+from vmm.process import Rung, VmmProcess
+
+T = TypeVar("T")
+
+_CALL_LIMIT_S = 10.0
+_BOOT_LIMIT_S = 60.0
+"""Creating a machine reads kernel and initrd, and reserves its memory."""
+_RESTORE_LIMIT_S = 30.0
+_SAVE_BYTES_PER_S = 100 * 1024 * 1024
+"""The slowest that the RAM of a clone may be written."""
+
+_QUIT_LIMIT_S = 5.0
+_TERMINATE_LIMIT_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessFiles:
+    """The names of one process's own files; all go with it."""
+
+    socket: Path
+    events: Path
+    restore: Path
+    """The directory that vm.restore reads: this clone's config.json, and a link to the shared state.json."""
+
+    @classmethod
+    def of(cls, files: VmmFiles) -> ProcessFiles:
+        """The names in the instance's directory."""
+        stem = f"cloud-hypervisor-{files.generation}"
+        return cls(
+            socket=files.directory / f"{stem}.sock",
+            events=files.directory / f"{stem}.events",
+            restore=files.directory / f"{stem}.restore",
+        )
+
+    def remove(self) -> None:
+        """Remove what is there; blocks."""
+        self.socket.unlink(missing_ok=True)
+        self.events.unlink(missing_ok=True)
+        shutil.rmtree(self.restore, ignore_errors=True)
+
+
+class CloudHypervisorVm:
+    """See :class:`vmm.driver.Vm`."""
+
+    def __init__(self, process: VmmProcess, machine: Machine, files: ProcessFiles) -> None:
+        self._process = process
+        self._machine = machine
+        self._files = files
+        self._api = Api(files.socket)
+        self._told_to_quit = False
+        self._guest: Literal["shutdown", "panic"] | None = None
+        self._concluded = False
+        self._concluding = asyncio.Lock()
+
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        return self._process.pid
+
+    @property
+    def machine(self) -> Machine:
+        """What it runs."""
+        return self._machine
+
+    async def boot(self) -> None:
+        """Make the RAM file and boot from the kernel; the file goes again if that fails."""
+        await run_sync(_create_ram, self._machine.ram)
+        try:
+            await self._call("vm.create", vm_config(self._machine), limit_s=_BOOT_LIMIT_S)
+            await self._call("vm.boot", limit_s=_BOOT_LIMIT_S)
+        except BaseException:
+            with CancelScope(shield=True):
+                await run_sync(lambda: self._machine.ram.path.unlink(missing_ok=True))
+            raise
+
+    async def restore(self, state_dir: Path, *, resume: bool) -> None:
+        """Continue from a snapshot in one call, and prove then that RAM is mapped and not copied.
+
+        The image is safe from the machine before the proof: a zone that is not shared is opened read-only.
+        """
+        try:
+            await run_sync(snapshot.prepare_restore, self._machine, state_dir, self._files.restore)
+            source = {"source_url": f"file://{self._files.restore}", "resume": resume}
+            await self._call("vm.restore", source, limit_s=_RESTORE_LIMIT_S)
+        finally:
+            with CancelScope(shield=True):
+                await run_sync(lambda: shutil.rmtree(self._files.restore, ignore_errors=True))
+        await run_sync(smaps.prove_private, self.pid, self._machine.ram)
+
+    async def pause(self) -> None:
+        """Stop the vCPUs."""
+        await self._call("vm.pause")
+
+    async def resume(self) -> None:
+        """Let the vCPUs go on."""
+        await self._call("vm.resume")
+
+    async def save(self, target: SaveTarget) -> CloudHypervisorSaved:
+        """Write device state, and of a private RAM the whole RAM (which takes its time) beside the state."""
+        ram = self._machine.ram
+        limit_s = _CALL_LIMIT_S + (ram.size_bytes / _SAVE_BYTES_PER_S if ram.private else 0)
+        version = await self._version()
+        await self._call("vm.snapshot", {"destination_url": f"file://{target.state_dir}"}, limit_s=limit_s)
+        regions, copied = await run_sync(snapshot.tidy, self._machine, target.state_dir)
+        return CloudHypervisorSaved(_compatibility(self._machine, version, regions), copied)
+
+    async def memory_use(self) -> MemoryUse:
+        """The kernel's figures."""
+        return await run_sync(smaps.memory_use, self.pid, self._machine.ram)
+
+    async def stop(self, *, guest_grace_s: float) -> Ending:
+        """Power button, vmm.shutdown, SIGTERM, SIGKILL."""
+        rungs = [Rung("power button", lambda: self._api.put("vm.power-button"), guest_grace_s)] * (guest_grace_s > 0)
+        rungs += [
+            Rung("vmm.shutdown", self._quit, _QUIT_LIMIT_S),
+            self._process.signal_rung(Signals.SIGTERM, _TERMINATE_LIMIT_S),
+        ]
+        try:
+            await self._process.kill_ladder(rungs)
+        except BaseException:
+            with CancelScope(shield=True):  # a cancelled stop, too, leaves no process and no file
+                await run_sync(self._files.remove)
+            raise
+        return await self.wait_ended()
+
+    async def wait_ended(self) -> Ending:
+        """Wait for the exit, read what the events say about the guest, and remove the process's files."""
+        code, signal = await self._process.wait()
+        async with self._concluding:
+            if not self._concluded:
+                await run_sync(self._conclude)
+        by_request = self._told_to_quit and self._guest == "shutdown"
+        return Ending(code=code, signal=signal, guest=None if by_request else self._guest)
+
+    def _conclude(self) -> None:
+        self._guest = guest_ending(self._files.events)
+        self._files.remove()
+        self._concluded = True
+
+    async def _quit(self) -> None:
+        self._told_to_quit = True
+        await self._api.put("vmm.shutdown")
+
+    async def _call(self, command: str, body: object = None, *, limit_s: float = _CALL_LIMIT_S) -> None:
+        await self._race(self._api.put(command, body), command, limit_s)
+
+    async def _version(self) -> str:
+        """The version of the running process, which the binary on disk may have been replaced under."""
+        reply = await self._race(self._api.get("vmm.ping"), "vmm.ping", _CALL_LIMIT_S)
+        version = reply.get("build_version")
+        if not isinstance(version, str):
+            raise VmmGarbage("the reply to vmm.ping has no build_version")
+        return version
+
+    async def _race(self, call: Awaitable[T], command: str, limit_s: float) -> T:
+        return await self._process.until_ready(call, limit_s=limit_s, what=f"reply to {command}")
+
+
+@dataclass(slots=True)
+class CloudHypervisorSaved:
+    """See :class:`vmm.driver.Saved`. The process goes on writing to its RAM file, so a successor must continue."""
+
+    compatibility: Compatibility
+    copied: Path | None
+    """All of a private RAM, as vm.snapshot wrote it."""
+    in_place: bool = False
+
+    async def complete(self, image: Path) -> None:
+        """Move the RAM that was written with the state to ``image``, on the same file system."""
+        if self.copied is not None:
+            await run_sync(snapshot.move_new, self.copied, image)
+
+
+def _create_ram(ram: Ram) -> None:
+    try:
+        fd = os.open(ram.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except FileExistsError as error:
+        raise InUse(f"the RAM file {ram.path} exists already") from error
+    except FileNotFoundError as error:
+        raise FileMissing(f"there is no directory {ram.path.parent}") from error
+    try:
+        os.ftruncate(fd, ram.size_bytes)
+    finally:
+        os.close(fd)
+
+
+def _compatibility(machine: Machine, version: str, regions: list[MemoryRegion]) -> Compatibility:
+    target = restore_target(version, host_cpu())
+    return Compatibility(
+        runtime=target.runtime,
+        version=target.version,
+        machine_type=target.machine_type,
+        accelerator=target.accelerator,
+        cpu_model=target.cpu_model,
+        cpu_vendor=target.cpu_vendor,
+        cpu_flags=target.cpu_flags,
+        memory_bytes=machine.ram.size_bytes,
+        cpus=machine.cpus,
+        regions=regions,
+        devices=device_records(machine),
+    )
