@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter as Tally
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
@@ -15,6 +16,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from ovms_supervisor.logs.pump import Pump
 from ovms_supervisor.loop_lag import LoopLag
+from spec.errors import InstanceNotFound
 from spec.instance import InstanceInfo, InstanceState, is_live
 
 if TYPE_CHECKING:
@@ -22,6 +24,12 @@ if TYPE_CHECKING:
     from ovms_supervisor.supervisor import Supervisor
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "DELETE"})
+_START_RESULTS = {
+    "instance.running": "running",
+    "instance.failed": "failed",
+    "instance.stopping": "stopped",
+    "instance.stopped": "stopped",
+}
 _MEMORY_EVERY_S = 5.0  # the kernel walks page tables for it: milliseconds for each machine
 
 _START_BUCKETS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)
@@ -86,10 +94,22 @@ class Metrics:
             "ovms_event_loop_lag_seconds", "Worst delay of the event loop in ten seconds.", registry=registry
         )
 
-    def observe_start(self, info: InstanceInfo) -> None:
-        """A start succeeded or failed."""
+    async def count_starts(self, supervisor: Supervisor) -> None:
+        """Follow the events and count how starts end, until cancelled; a resumed or re-adopted machine is no start."""
+        starting: set[str] = set()
+        async with supervisor.events.subscribe() as events:
+            async for event in events:
+                if event.type == "instance.starting" and event.instance_id:
+                    starting.add(event.instance_id)
+                elif event.instance_id in starting and event.type in _START_RESULTS:
+                    starting.discard(event.instance_id)
+                    with suppress(InstanceNotFound):
+                        info = await supervisor.find(event.instance_id).info()
+                        self.observe_start(info, _START_RESULTS[event.type])
+
+    def observe_start(self, info: InstanceInfo, result: str) -> None:
+        """A start came to its end."""
         runtime = info.runtime.name if info.runtime else "none"
-        result = "failed" if info.status is InstanceState.FAILED else "running"
         self._starts.labels(result, info.boot, runtime).inc()
         if result == "running" and info.metrics.start:
             self._start_seconds.labels(info.boot, runtime).observe(info.metrics.start.total_ms / 1000)

@@ -62,6 +62,16 @@ def listen(path: Path, group: str | None) -> socket.socket:
         raise PermissionMissing(f"cannot listen on {path}: {error.strerror}") from error
 
 
+def remove_socket(path: Path) -> None:
+    """Remove the socket of a daemon that ends. Under the lock, and only if nobody has made a new one."""
+    try:
+        with path.with_name(path.name + ".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            _remove_stale(path)
+    except (OSError, DaemonRunning, InvalidConfig):
+        return
+
+
 def _gid(group: str | None) -> int | None:
     if group is None:
         return None

@@ -123,11 +123,7 @@ def test_the_judge_finds_what_is_wrong() -> None:
 
 
 def test_every_route_is_in_the_document_and_the_other_way_round() -> None:
-    routes = {
-        (route.method, route.path)
-        for module in (instances, logs, events, service)
-        for route in module.routes
-    }
+    routes = {(route.method, route.path) for module in (instances, logs, events, service) for route in module.routes}
     assert routes == {(operation.method, operation.template) for operation in operations()}
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -12,6 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from ovms_supervisor import __version__
 from ovms_supervisor.client import Client
 from ovms_supervisor.loop_lag import LoopLag
+from spec.api import StartRequest
 from spec.errors import DaemonUnreachable, PermissionMissing
 from spec.instance import InstanceState
 from tests.api.conftest import Daemon
@@ -109,11 +111,31 @@ async def test_a_daemon_that_breaks_off_is_unreachable(tmp_path: Path) -> None:
             await client.version()
 
 
-@pytest.mark.skipif(shutil.which("setpriv") is None, reason="needs another user")
-async def test_a_socket_that_is_not_open_to_this_user(daemon: Daemon) -> None:
-    mode = (await asyncio.to_thread(daemon.socket.stat)).st_mode & 0o777
-    assert mode == 0o600
-    assert PermissionMissing.code == "permission.missing"
+async def test_a_socket_that_is_not_open_to_this_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def denied(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "create_unix_connection", denied)
+    async with Client(tmp_path / "s.sock") as client:
+        with pytest.raises(PermissionMissing, match="not open to this user"):
+            await client.version()
+
+
+async def test_starts_are_counted_once_and_by_how_they_ended(daemon: Daemon, supervisor: FakeSupervisor) -> None:
+    metrics = daemon.context.metrics
+    counting = asyncio.create_task(metrics.count_starts(supervisor))  # type: ignore[arg-type]
+    await asyncio.sleep(0)
+    good = await supervisor.start(StartRequest(manifest="demo:1"))
+    bad = await supervisor.start(StartRequest(manifest="demo:1"))
+    for instance, what in ((good, "running"), (bad, "failed"), (good, "paused"), (good, "running")):
+        supervisor.events.publish(f"instance.{what}", instance_id=instance.id)
+    await asyncio.sleep(0.05)
+    counting.cancel()
+    for result in ("running", "failed"):
+        labels = {"result": result, "boot": "cold", "runtime": "qemu"}
+        assert metrics.registry.get_sample_value("ovms_starts_total", labels) == 1
+    labels = {"boot": "cold", "runtime": "qemu"}
+    assert metrics.registry.get_sample_value("ovms_start_duration_seconds_count", labels) == 1
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
