@@ -124,8 +124,8 @@ def _wait_until_ready(child: subprocess.Popen[bytes], notified: sockets.socket) 
     process = os.pidfd_open(child.pid)
     try:
         while (left_s := limit - time.monotonic()) > 0:
-            seen, _, _ = select.select([notified, process], [], [], left_s)
-            if notified in seen and b"READY=1" in notified.recv(4096).splitlines():
+            seen, _, _ = select.select([notified.fileno(), process], [], [], left_s)
+            if notified.fileno() in seen and b"READY=1" in notified.recv(4096).splitlines():
                 return "ready"
             if process in seen:
                 child.wait()

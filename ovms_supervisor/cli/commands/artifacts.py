@@ -15,7 +15,6 @@ from spec.sizes import format_size
 
 if TYPE_CHECKING:
     from cache.store import Store
-
     from spec.digest import Digest
     from spec.reference import DigestSource, Reference
 
@@ -91,20 +90,25 @@ def tag_command(invocation: Invocation, artifact: Reference | DigestSource, name
 @click.argument("names", type=STORED, metavar="REF...", nargs=-1, required=True)
 @pass_invocation
 def rmi_command(invocation: Invocation, names: tuple[Reference | DigestSource, ...]) -> None:
-    """Remove names from the local store; a digest removes all names of that artifact."""
+    """Remove names from the local store; a digest removes the artifact with all its names.
+
+    An artifact leaves the list with its last name. Machines made from it go on; its data stays in the store.
+    """
     store = invocation.store()
-    removed = [{"reference": name, "digest": store.untag(name)} for each in names for name in _names_of(store, each)]
+    found = [(each, store.resolve(each)) for each in names]  # all of them, before anything is changed
+    removed = [line for each, digest in found for line in _remove(store, each, digest)]
     if invocation.json:
         output.as_json(removed)
     else:
         for each in removed:
-            output.data(each["reference"])
+            output.data(each["reference"] or str(each["digest"]))
 
 
-def _names_of(store: Store, artifact: Reference | DigestSource) -> list[str]:
+def _remove(store: Store, given: Reference | DigestSource, digest: Digest) -> list[dict[str, str | None]]:
     from spec.reference import Reference
 
-    digest = store.resolve(artifact)
-    if isinstance(artifact, Reference) and artifact.digest is None:
-        return [artifact.local_name]
-    return [each.name for each in store.list() if each.digest == digest and each.name]
+    if isinstance(given, Reference) and given.digest is None:
+        store.untag(given.local_name)
+        return [{"reference": given.local_name, "digest": digest}]
+    names = store.unlist(digest)
+    return [{"reference": name, "digest": digest} for name in names] or [{"reference": None, "digest": digest}]

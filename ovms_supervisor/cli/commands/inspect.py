@@ -20,7 +20,6 @@ from spec.sizes import format_size
 if TYPE_CHECKING:
     from cache.artifact import Artifact
     from cache.store import Store
-
     from spec.reference import DigestSource, Reference
 
 
@@ -69,13 +68,12 @@ def _describe(store: Store, artifact: Artifact) -> dict[str, Any]:
 
 def _ram_snapshot(store: Store, artifact: Artifact) -> dict[str, Any] | None:
     """What the header of the blob says; only the header is read and checked."""
-    snapshot = artifact.manifest.ram_snapshot
-    if snapshot is None:
+    if artifact.manifest.ram_snapshot is None:
         return None
     from cache.ramsnap import read_header
 
     try:
-        layer = artifact.layer(snapshot.ref)
+        layer = artifact.layer(artifact.manifest.ram_snapshot.ref)
         header = read_header(store.blob_path(layer.content_digest))
     except OvmsError as error:
         return {"error": error.detail}
