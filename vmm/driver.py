@@ -196,6 +196,12 @@ class Vm(Protocol):
     async def wait_ended(self) -> Ending:
         """Return when the process is gone, by whatever cause; may be awaited by several tasks."""
 
+    async def detach(self) -> None:
+        """Let go of a process that is to go on without us: close our connections and descriptors, leave its files.
+
+        The last call on this object; nobody may be waiting for its end any more. Never raises.
+        """
+
 
 class Driver(Protocol):
     """One kind of VMM."""

@@ -211,6 +211,11 @@ class VmmProcess:
             await self._gone()
         return self._exit.result()
 
+    def release(self) -> None:
+        """Let go of the process: it is watched no more, and goes on. Nobody may be waiting; idempotent."""
+        if self._loop.remove_reader(self._pidfd):
+            os.close(self._pidfd)
+
     def signal_rung(self, signum: Signals, limit_s: float) -> Rung:
         """The rung that sends a signal."""
 

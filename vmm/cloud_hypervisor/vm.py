@@ -158,6 +158,10 @@ class CloudHypervisorVm:
         by_request = self._told_to_quit and self._guest == "shutdown"
         return Ending(code=code, signal=signal, guest=None if by_request else self._guest)
 
+    async def detach(self) -> None:
+        """Watch the process no more; a connection lasts only as long as a call."""
+        self._process.release()
+
     def _conclude(self) -> None:
         self._guest = guest_ending(self._files.events)
         self._files.remove()
