@@ -17,7 +17,7 @@ MAX_PATH_BYTES = 107
 """unix(7): sun_path has 108 bytes, one of which is the closing NUL."""
 
 _FIRST_ACTIVATED_FD = 3
-_BACKLOG = 1024
+BACKLOG = 1024
 
 
 def activated(environ: Mapping[str, str]) -> socket.socket | None:
@@ -93,7 +93,7 @@ def _bind(path: Path, gid: int | None) -> socket.socket:
         if gid is not None:
             os.chown(path, -1, gid)
             path.chmod(0o660)
-        listening.listen(_BACKLOG)
+        listening.listen(BACKLOG)
     except BaseException:
         listening.close()
         raise

@@ -2,7 +2,7 @@
 
 A record is 24 bytes, little-endian: offset in console.log (u64), time (i64, nanoseconds since the epoch, never
 decreasing), length with the line's end (u32, at least 1) and format version (u32, 1). Records of dropped lines are a
-hole, so they read as zeros: a length of 0 means dropped. A torn last record (power loss) is cut off on opening.
+hole, so they read as zeros: a length of 0 means dropped. A torn last record (power loss) is written over.
 
 Synchronous; for the thread that follows the log and for readers' threads. Only the follower writes.
 """
@@ -49,8 +49,6 @@ class LineIndex:
         """Open or make the file and find out what is in it."""
         self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o640)
         size = os.fstat(self._fd).st_size
-        if size % RECORD.size:
-            os.ftruncate(self._fd, size - size % RECORD.size)
         self.next = size // RECORD.size + 1
         self.first = search(self._fd, 1, self.next, lambda _, record: record.length > 0)
 

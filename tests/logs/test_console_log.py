@@ -113,6 +113,18 @@ async def test_tail_since_and_until(log: ConsoleLog, guest: Guest) -> None:
     assert texts(await collect(log, since_ns=stamps[2] + 1)) == []
 
 
+async def test_a_clock_that_is_set_back_does_not_set_stamps_back(
+    log: ConsoleLog, guest: Guest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter([5_000, 3_000, 7_000])
+    monkeypatch.setattr(console_file.time, "time_ns", lambda: next(clock))
+    for word in (b"a", b"b", b"c"):
+        guest.prints(word + b"\n")
+        await log.catch_up()
+    assert texts(await collect(log, since_ns=5_000)) == ["a", "b", "c"]
+    assert texts(await collect(log, since_ns=5_001)) == ["c"]
+
+
 async def test_following_ends_at_until(log: ConsoleLog, guest: Guest) -> None:
     guest.prints(b"in time\n")
     items = await collect(log, follow=True, until_ns=time.time_ns() + 200_000_000)
