@@ -4,13 +4,14 @@ The format is QEMU's docs/interop/qcow2.txt; the bounds are the narrower of what
 """
 
 from spec.qcow2.header import HEAD_BYTES, Qcow2Header, is_qcow2, parse_header, rewrite_backing
-from spec.qcow2.layout import MAX_NAME_BYTES, BackingFormat
+from spec.qcow2.layout import MAX_NAME_BYTES, SECTOR_BYTES, BackingFormat
 from spec.qcow2.overlay import OVERLAY_CLUSTER_BYTES, build_overlay_header
 
 __all__ = [
     "HEAD_BYTES",
     "MAX_NAME_BYTES",
     "OVERLAY_CLUSTER_BYTES",
+    "SECTOR_BYTES",
     "BackingFormat",
     "Qcow2Header",
     "build_overlay_header",

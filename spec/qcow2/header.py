@@ -15,6 +15,7 @@ from spec.qcow2.layout import (
     MAGIC,
     MAX_NAME_BYTES,
     POINTER_BYTES,
+    SECTOR_BYTES,
     V2_HEADER,
     V3_HEADER_BYTES,
     V3_TAIL,
@@ -114,8 +115,8 @@ def _parse(head: bytes) -> tuple[Qcow2Header, _Layout]:
         raise UnsafeDisk(
             f"clusters of 2^{cluster_bits} bytes; allowed are 2^{_MIN_CLUSTER_BITS} to 2^{_MAX_CLUSTER_BITS}"
         )
-    if not 0 < size <= MAX_DISK_BYTES:
-        raise UnsafeDisk(f"a virtual size of {size} bytes; allowed are 1 to {MAX_DISK_BYTES}")
+    if not 0 < size <= MAX_DISK_BYTES or size % SECTOR_BYTES:
+        raise UnsafeDisk(f"a virtual size of {size} bytes; allowed are whole sectors, up to {MAX_DISK_BYTES} bytes")
     if crypt_method != 0:
         raise UnsafeDisk(f"the image is encrypted (method {crypt_method})")
     if snapshots:

@@ -18,6 +18,8 @@ V3_TAIL: Final = struct.Struct(">QQQII")
 """incompatible, compatible and autoclear features, refcount order, header length."""
 V3_HEADER_BYTES: Final = V2_HEADER.size + V3_TAIL.size
 POINTER_BYTES: Final = 8
+SECTOR_BYTES: Final = 512
+"""A disk has whole ones."""
 EXTENSION: Final = struct.Struct(">II")
 """Type and length of a header extension; its data follows, padded to 8 bytes."""
 EXT_END: Final = 0

@@ -11,6 +11,7 @@ from spec.qcow2.layout import (
     EXT_BACKING_FORMAT,
     MAGIC,
     POINTER_BYTES,
+    SECTOR_BYTES,
     V2_HEADER,
     V3_HEADER_BYTES,
     V3_TAIL,
@@ -38,8 +39,8 @@ def build_overlay_header(
     path; a relative one is resolved against the directory of the overlay. Raises UnsafeDisk for a name or size that
     the format can't hold.
     """
-    if not 0 < virtual_size_bytes <= MAX_DISK_BYTES or virtual_size_bytes % 512:
-        raise UnsafeDisk(f"a disk has whole sectors of 512 bytes, up to {MAX_DISK_BYTES}; not {virtual_size_bytes}")
+    if not 0 < virtual_size_bytes <= MAX_DISK_BYTES or virtual_size_bytes % SECTOR_BYTES:
+        raise UnsafeDisk(f"a disk has whole sectors, up to {MAX_DISK_BYTES} bytes; not {virtual_size_bytes}")
     cluster = OVERLAY_CLUSTER_BYTES
     l1_entries = ceil_div(virtual_size_bytes, cluster * (cluster // POINTER_BYTES))
     l1_clusters = ceil_div(l1_entries * POINTER_BYTES, cluster)
