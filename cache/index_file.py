@@ -1,0 +1,130 @@
+"""``index.json`` of an OCI image layout: which artifacts are there, and their names.
+
+An artifact has one descriptor per name. One without a name is listed by a descriptor without
+``org.opencontainers.image.ref.name``, as skopeo and podman leave it when its name moves to another artifact.
+What others wrote into the file is kept, fields we do not know included.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from cache.durable import write_durably
+from cache.host_errors import host_errors
+from cache.temp_area import TempArea
+from spec import media_types
+from spec.digest import Digest
+from spec.errors import CorruptStore
+from spec.oci import Descriptor, ImageIndex
+
+_REF_NAME = media_types.ANNOTATION_REF_NAME
+
+
+@dataclass(frozen=True, slots=True)
+class ListedArtifact:
+    """One line of the index: a name (None: it has none) and the OCI manifest that it names."""
+
+    name: str | None
+    digest: Digest
+    descriptor: Descriptor
+
+
+class IndexFile:
+    """Reads and rewrites the file. Rewriting is for the holder of the store's lock; readers see either state."""
+
+    def __init__(self, path: Path, temp: TempArea) -> None:
+        self.path = path
+        self._temp = temp
+
+    def listed(self) -> list[ListedArtifact]:
+        """All entries, in the file's order. Raises CorruptStore."""
+        try:
+            index = msgspec.convert(self._read(), ImageIndex)
+        except msgspec.ValidationError as error:
+            raise CorruptStore(f"{self.path}: {error}", path=str(self.path)) from error
+        return [ListedArtifact(each.annotations.get(_REF_NAME), each.content_digest, each) for each in index.manifests]
+
+    def create(self) -> None:
+        """Make an empty index unless there is one."""
+        if not self.path.exists():
+            self._write({"schemaVersion": 2, "mediaType": media_types.OCI_INDEX, "manifests": []})
+
+    def put(self, descriptor: Descriptor, name: str | None) -> None:
+        """List an artifact, under a name or without. Another artifact that has the name stays, without it."""
+        index = self._read()
+        entries = index["manifests"]
+        others = [each for each in entries if each["digest"] != descriptor.digest]
+        own = [each for each in entries if each["digest"] == descriptor.digest]
+        if name is None:
+            if own:
+                return
+            own = [_entry(descriptor, None)]
+        else:
+            others = _without_name(others, name)
+            # The first name takes the place of the entry without one.
+            own = [each for each in own if _name(each) not in (None, name)] + [_entry(descriptor, name)]
+        index["manifests"] = [*others, *own]
+        self._write(index)
+
+    def remove_name(self, name: str) -> Digest | None:
+        """Remove the entry of that name; with its last name an artifact leaves the list. None: no such name."""
+        index = self._read()
+        found = [each for each in index["manifests"] if _name(each) == name]
+        if not found:
+            return None
+        index["manifests"] = [each for each in index["manifests"] if _name(each) != name]
+        self._write(index)
+        return Digest(found[0]["digest"])
+
+    def remove(self, digest: Digest) -> list[str]:
+        """Remove all entries of an artifact; returns the names it had."""
+        index = self._read()
+        found = [each for each in index["manifests"] if each["digest"] == digest]
+        if found:
+            index["manifests"] = [each for each in index["manifests"] if each["digest"] != digest]
+            self._write(index)
+        return [name for each in found if (name := _name(each)) is not None]
+
+    def _read(self) -> dict[str, Any]:
+        with host_errors(self.path):
+            try:
+                data = self.path.read_bytes()
+            except FileNotFoundError as error:
+                raise CorruptStore(f"{self.path} is missing: not an OCI image layout", path=str(self.path)) from error
+        try:
+            index = msgspec.json.decode(data)
+            msgspec.convert(index, ImageIndex)
+        except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+            raise CorruptStore(f"{self.path}: {error}", path=str(self.path)) from error
+        assert isinstance(index, dict)  # noqa: S101 - convert would have refused anything else
+        return index
+
+    def _write(self, index: dict[str, Any]) -> None:
+        write_durably(self.path, msgspec.json.format(msgspec.json.encode(index), indent=2) + b"\n", self._temp)
+
+
+def _name(entry: dict[str, Any]) -> str | None:
+    name = (entry.get("annotations") or {}).get(_REF_NAME)
+    return name if isinstance(name, str) else None
+
+
+def _entry(descriptor: Descriptor, name: str | None) -> dict[str, Any]:
+    entry: dict[str, Any] = msgspec.to_builtins(descriptor)
+    entry.pop("annotations", None)
+    return {**entry, "annotations": {_REF_NAME: name}} if name is not None else entry
+
+
+def _without_name(entries: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
+    """The entries without that name; one that loses its only name stays listed without any."""
+    kept: list[dict[str, Any]] = []
+    for each in entries:
+        if _name(each) != name:
+            kept.append(each)
+        elif sum(other["digest"] == each["digest"] for other in entries) == 1:
+            annotations = {key: value for key, value in each["annotations"].items() if key != _REF_NAME}
+            kept.append({**each, "annotations": annotations})
+    return kept

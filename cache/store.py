@@ -1,0 +1,297 @@
+"""The local store: an OCI image layout that several processes and threads use at once.
+
+::
+
+    oci-layout  index.json  blobs/sha256/<hex>        the layout, as every OCI tool knows it
+    ovms.blobs/disks/<chain id>/{image,record.json}   disk layers, extracted (cache.disk_layers)
+    ovms.blobs/provenance/sha256-<hex>.json           signatures of imported artifacts (cache.file_layout)
+    ovms.blobs/{lock,tmp/,pins/}                      one writer at a time; unfinished files; what is in use
+
+Nothing is visible under its name before it is complete and durable. What is in ``ovms.blobs`` can be removed when
+nobody uses it: everything but the provenance is made again when needed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, Final
+
+import msgspec
+
+from cache.artifact import Artifact, decode_artifact, decode_oci_manifest, manifest_descriptor, manifest_layer
+from cache.blob_writer import BlobWriter
+from cache.durable import sync_directory, write_durably
+from cache.host_errors import host_errors, open_regular
+from cache.index_file import IndexFile, ListedArtifact
+from cache.lock import exclusive
+from cache.pins import Pins
+from cache.temp_area import TempArea
+from cache.unreferenced import Removed, StoreParts, is_referred_to, remove_unreferenced
+from cache.verified_blobs import VerifiedBlobs, read_verified
+from spec import media_types
+from spec.digest import Digest, hex_of
+from spec.errors import ArtifactNotFound, BlobNotFound, CorruptStore, InvalidReference
+from spec.oci import EMPTY_DESCRIPTOR, MAX_MANIFEST_BYTES, Descriptor, ImageLayout, encode
+from spec.reference import DigestSource, Reference
+
+_LAYOUT_VERSION: Final = "1.0.0"
+_CHUNK_BYTES: Final = 1 << 20
+
+
+class Store:
+    """One per process and root; safe for threads. Methods block on the disk: call them in a thread from async code.
+
+    Every method may raise NoSpace or PermissionMissing with the path.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.disks_dir = root / "ovms.blobs" / "disks"
+        self.provenance_dir = root / "ovms.blobs" / "provenance"
+        self.temp = TempArea(root / "ovms.blobs" / "tmp")
+        self._blobs_dir = root / "blobs" / "sha256"
+        self._pins_dir = root / "ovms.blobs" / "pins"
+        self._lock = root / "ovms.blobs" / "lock"
+        self._index = IndexFile(root / "index.json", self.temp)
+        self._pins = Pins(self._pins_dir)
+        self._verified = VerifiedBlobs()
+
+    # --- the layout -------------------------------------------------------------------------------------------
+
+    def create(self) -> None:
+        """Make or open the layout, and remove what dead writers left. Raises CorruptStore."""
+        with host_errors(self.root):
+            for directory in (
+                self._blobs_dir,
+                self.temp.directory,
+                self._pins_dir,
+                self.disks_dir,
+                self.provenance_dir,
+            ):
+                directory.mkdir(parents=True, exist_ok=True)
+        with self._locked():
+            self._check_layout()
+            self._index.create()
+            self._index.listed()
+            self.temp.clean()
+
+    def _check_layout(self) -> None:
+        path = self.root / "oci-layout"
+        if not path.exists():
+            write_durably(path, encode(ImageLayout(_LAYOUT_VERSION)) + b"\n", self.temp)
+        try:
+            version = msgspec.json.decode(path.read_bytes(), type=ImageLayout).image_layout_version
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise CorruptStore(f"{path}: {error}", path=str(path)) from error
+        if version.split(".")[0] != _LAYOUT_VERSION.split(".")[0]:
+            raise CorruptStore(f"{path}: layout version {version}, known is {_LAYOUT_VERSION}", path=str(path))
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        with exclusive(self._lock), host_errors(self.root):
+            yield
+
+    # --- blobs ------------------------------------------------------------------------------------------------
+
+    def blob_path(self, digest: Digest) -> Path:
+        """Where the blob is, or would be."""
+        return self._blobs_dir / hex_of(digest)
+
+    def has_blob(self, digest: Digest) -> bool:
+        """Whether there is a blob of that digest; its content is not looked at."""
+        return self.blob_path(digest).is_file()
+
+    def read_blob(self, descriptor: Descriptor, *, max_bytes: int = MAX_MANIFEST_BYTES) -> bytes:
+        """The content, checked. Raises BlobNotFound, SizeMismatch (also beyond ``max_bytes``), DigestMismatch."""
+        return read_verified(self.blob_path(descriptor.content_digest), descriptor, max_bytes)
+
+    def verify_blob(self, descriptor: Descriptor) -> Path:
+        """Check a blob's size and digest and return its path.
+
+        A blob is hashed once in the life of this object, and again only if its file has changed since.
+        Raises BlobNotFound, SizeMismatch, DigestMismatch.
+        """
+        path = self.blob_path(descriptor.content_digest)
+        self._verified.check(path, descriptor)
+        return path
+
+    def writer(self) -> BlobWriter:
+        """A writer of one blob; what it commits stays until a manifest refers to it or :meth:`discard` is called."""
+        return BlobWriter(self.temp, self._publish)
+
+    def put_bytes(self, data: bytes) -> Digest:
+        """Store a small blob."""
+        with self.writer() as writer:
+            writer.write(data)
+            return writer.commit()[0]
+
+    def put_file(
+        self, source: Path | BinaryIO, *, expected: Digest | None = None, size: int | None = None
+    ) -> tuple[Digest, int]:
+        """Store a copy of a file; returns digest and size in bytes.
+
+        With ``size``, not a byte more is read from a stream. Raises FileMissing, InvalidInput, SizeMismatch,
+        DigestMismatch.
+        """
+        if isinstance(source, Path):
+            with os.fdopen(open_regular(source), "rb", buffering=0) as file, host_errors(source):
+                return self._copy(file, expected, size)
+        return self._copy(source, expected, size)
+
+    def _copy(self, source: BinaryIO, expected: Digest | None, size: int | None) -> tuple[Digest, int]:
+        with self.writer() as writer:
+            limit = size + 1 if size is not None else None
+            while limit is None or writer.size_bytes < limit:
+                room = _CHUNK_BYTES if limit is None else min(_CHUNK_BYTES, limit - writer.size_bytes)
+                chunk = source.read(room)
+                if not chunk:
+                    break
+                writer.write(chunk)
+            return writer.commit(expected, size)
+
+    def _publish(self, temp: Path, digest: Digest) -> None:
+        with self._locked():
+            self._pins.add_fresh(digest)
+            temp.rename(self.blob_path(digest))  # also over a blob of that name: it may be damaged
+        sync_directory(self._blobs_dir)
+
+    def discard(self, digests: Iterable[Digest]) -> None:
+        """Give up blobs that this process has put: those that nothing refers to are removed."""
+        with self._locked():
+            dropped = set(digests)
+            self._pins.drop_fresh(dropped)
+            for digest in dropped - is_referred_to(self._parts(), dropped, self._roots()):
+                self.blob_path(digest).unlink(missing_ok=True)
+
+    @contextmanager
+    def adding(self) -> Iterator[list[Digest]]:
+        """For storing an artifact: what the block puts in the list is discarded if the block raises."""
+        added: list[Digest] = []
+        try:
+            yield added
+        except BaseException:
+            self.discard(added)
+            raise
+
+    # --- artifacts --------------------------------------------------------------------------------------------
+
+    def put_artifact(self, oci_bytes: bytes, name: str | None) -> Digest:
+        """Store and list an OCI manifest whose blobs are here; ``name`` moves to it. Raises BlobNotFound."""
+        oci = decode_oci_manifest(oci_bytes)
+        blobs = {each.content_digest for each in (oci.config, *oci.layers)}
+        with self.adding() as added:
+            if oci.config == EMPTY_DESCRIPTOR:
+                added.append(self.put_bytes(media_types.EMPTY_CONFIG))
+            digest = self.put_bytes(oci_bytes)
+            added.append(digest)
+            with self._locked():
+                for blob in sorted(blobs):
+                    if not self.has_blob(blob):
+                        raise BlobNotFound(f"{blob} is not in the store", digest=blob)
+                self._index.put(manifest_descriptor(oci_bytes), name)
+                self._pins.drop_fresh({digest, *blobs})
+        return digest
+
+    def tag(self, name: str, digest: Digest) -> None:
+        """Give a listed artifact one more name (``Reference.local_name``); another that has the name loses it."""
+        with self._locked():
+            found = next((each for each in self._index.listed() if each.digest == digest), None)
+            if found is None:
+                raise _not_found(digest)
+            self._index.put(found.descriptor, name)
+
+    def untag(self, name: str) -> Digest:
+        """Remove a name, and with its last name the artifact from the list; its blobs stay. Raises ArtifactNotFound."""
+        with self._locked():
+            digest = self._index.remove_name(name)
+        if digest is None:
+            raise _not_found(name)
+        return digest
+
+    def unlist(self, digest: Digest) -> list[str]:
+        """Remove an artifact from the list, whatever its names; returns them. Raises ArtifactNotFound."""
+        with self._locked():
+            if not any(each.digest == digest for each in self._index.listed()):
+                raise _not_found(digest)
+            return self._index.remove(digest)
+
+    def resolve(self, source: Reference | DigestSource) -> Digest:
+        """The OCI manifest that is meant. Raises ArtifactNotFound, InvalidReference for an ambiguous digest prefix."""
+        listed = self._index.listed()
+        if isinstance(source, DigestSource):
+            matches = {each.digest for each in listed if hex_of(each.digest).startswith(source.hex_prefix)}
+            if len(matches) > 1:
+                raise InvalidReference(
+                    f"{source} is ambiguous: {len(matches)} artifacts begin so", matches=sorted(matches)
+                )
+        elif source.digest is not None:
+            matches = {each.digest for each in listed if each.digest == source.digest}
+        else:
+            matches = {each.digest for each in listed if each.name == source.local_name}
+        if not matches:
+            raise _not_found(source)
+        return matches.pop()
+
+    def artifact(self, digest: Digest) -> Artifact:
+        """Read, check and decode an artifact's two documents; its other blobs are checked when they are used.
+
+        Raises ArtifactNotFound, BlobNotFound, DigestMismatch, SizeMismatch, InvalidManifest, UnsupportedManifest.
+        """
+        path = self.blob_path(digest)
+        try:
+            size = path.stat().st_size
+        except FileNotFoundError as error:
+            raise _not_found(digest) from error
+        oci_bytes = self.read_blob(Descriptor(media_types.OCI_MANIFEST, digest, size))
+        oci = decode_oci_manifest(oci_bytes)
+        return decode_artifact(oci_bytes, oci, self.read_blob(manifest_layer(oci)))
+
+    # --- what may go ------------------------------------------------------------------------------------------
+
+    def pin(self, digest: Digest) -> None:
+        """Keep a blob, or an artifact with all its blobs and extracted disks, until as many :meth:`unpin` calls.
+
+        For what runs from the store. Other processes respect it; it ends with this process.
+        """
+        with self._locked():
+            self._pins.hold(digest)
+
+    def unpin(self, digest: Digest) -> None:
+        """Undo one :meth:`pin`."""
+        with self._locked():
+            self._pins.release(digest)
+
+    @contextmanager
+    def pinned(self, digest: Digest) -> Iterator[None]:
+        """Pin for the length of a block."""
+        self.pin(digest)
+        try:
+            yield
+        finally:
+            self.unpin(digest)
+
+    def remove_unreferenced(self, keep: Iterable[Digest] = ()) -> list[Removed]:
+        """Remove blobs and extracted disks that no listed, kept or pinned artifact needs; returns what went.
+
+        Writers of this project are safe, in whatever process; a foreign tool that copies into the layout is not.
+        Raises CorruptStore, having removed nothing, if a listed manifest can't be read: its blobs are unknown then.
+        """
+        with self._locked():
+            return remove_unreferenced(self._parts(), self._roots() | set(keep))
+
+    def list(self) -> list[ListedArtifact]:
+        """One entry per name, and one for each artifact without a name."""
+        return self._index.listed()  # the last public method: below it, 'list' means this one
+
+    def _parts(self) -> StoreParts:
+        return StoreParts(self._blobs_dir, self.disks_dir, self.provenance_dir, self.temp)
+
+    def _roots(self) -> set[Digest]:
+        return {each.digest for each in self._index.listed()} | self._pins.everywhere()
+
+
+def _not_found(what: object) -> ArtifactNotFound:
+    return ArtifactNotFound(f"no artifact {what} in the local store", reference=str(what))
