@@ -9,7 +9,6 @@ from typing import Any
 import aiohttp
 import pytest
 from aiohttp import web
-from blockbuster import BlockBuster, blockbuster_ctx
 
 from ovms_supervisor.api.app import create_app
 from ovms_supervisor.api.context import Context
@@ -20,12 +19,6 @@ from ovms_supervisor.loop_lag import LoopLag
 from ovms_supervisor.metrics import Metrics
 from tests.api.document import judged
 from tests.api.fake_supervisor import FakeSupervisor
-
-
-@pytest.fixture(autouse=True)
-def _no_blocking() -> Iterator[BlockBuster]:
-    with blockbuster_ctx("ovms_supervisor") as found:
-        yield found
 
 
 @pytest.fixture(autouse=True)

@@ -5,16 +5,8 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from blockbuster import BlockBuster, blockbuster_ctx
 
 from ovms_supervisor.logs.console_log import ConsoleLog
-
-
-@pytest.fixture(autouse=True)
-def _no_blocking() -> Iterator[BlockBuster]:
-    """What the daemon's own code does in the loop must not block (the tests themselves may)."""
-    with blockbuster_ctx("ovms_supervisor") as found:
-        yield found
 
 
 class Guest:
