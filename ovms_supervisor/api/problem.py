@@ -89,6 +89,9 @@ def problem_response(error: Exception, request: web.BaseRequest) -> web.Response
     if status == HTTPStatus.SERVICE_UNAVAILABLE:
         headers["Retry-After"] = str(RETRY_AFTER_S)
     problem = problem_of(ours, status=status, instance=request.path)
-    # Fields may hold a path or another object that errors were raised with.
-    body = msgspec.json.encode(problem, enc_hook=str)
+    try:
+        # Fields may hold a path or another object that errors were raised with.
+        body = msgspec.json.encode(problem, enc_hook=str)
+    except UnicodeEncodeError:  # a file name that is not UTF-8
+        body = msgspec.json.encode(msgspec.structs.replace(problem, detail=ascii(ours.detail), fields={}))
     return web.Response(body=body, status=status, content_type=MEDIA_TYPE, headers=headers)

@@ -226,6 +226,7 @@ async def test_unknown_paths_and_methods_are_problems_too(http: aiohttp.ClientSe
         (NoSpace("the tmpfs is full"), 507, NoSpace),
         (VmmTimeout("no answer in 5 s"), 504, VmmTimeout),
         (OSError(28, "No space left on device", "/run/x"), 507, NoSpace),
+        (NoSpace("no room in /srv/\udcff", path="/srv/\udcff"), 507, NoSpace),
         (RuntimeError("secret detail"), 500, InternalError),
     ],
 )
