@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,11 +81,11 @@ def ovm(tmp_path: Path, tmpfs_dir: Path) -> Ovm:
     )
 
 
-@pytest.fixture
-def small_file(tmp_path: Path) -> Callable[[str, bytes], Path]:
-    def make(name: str, content: bytes) -> Path:
-        path = tmp_path / name
-        path.write_bytes(content)
-        return path
-
-    return make
+@pytest.fixture(scope="session")
+def guest_kernel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The test guest (tests/guest/guest.S) as a PVH ELF that both VMMs start."""
+    if shutil.which("as") is None or shutil.which("ld") is None:
+        pytest.skip("the test guest is built with GNU binutils, which are not installed")
+    kernel = tmp_path_factory.mktemp("guest") / "guest.elf"
+    subprocess.run(["sh", REPOSITORY / "tests" / "guest" / "build", kernel], check=True)
+    return kernel

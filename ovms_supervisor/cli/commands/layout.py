@@ -27,11 +27,14 @@ def import_command(invocation: Invocation, path: Path, name: Reference | None) -
     """
     from cache.file_layout import import_artifact
 
-    digest = import_artifact(invocation.store(), path, name)
+    store = invocation.store()
+    digest = import_artifact(store, path, name)
+    names = sorted(each.name for each in store.list() if each.digest == digest and each.name)
     if invocation.json:
-        output.as_json({"reference": name.local_name if name else None, "digest": digest})
-    else:
-        output.data(digest)
+        output.as_json({"digest": digest, "references": names})
+        return
+    output.data(digest)
+    output.message(f"imported as {', '.join(names)}" if names else "imported without a name")
 
 
 @click.command("export", cls=OvmCommand, examples=["ovm export demo:base ./demo", "ovm export demo:base demo.tar"])
