@@ -79,8 +79,12 @@ def _descriptors() -> dict[int, str]:
 
 
 def _children() -> set[int]:
-    lists = [Path(f"/proc/self/task/{thread.native_id}/children") for thread in threading.enumerate()]
-    return {int(pid) for each in lists if each.exists() for pid in each.read_text().split()}
+    found: set[int] = set()
+    for thread in threading.enumerate():
+        with suppress(FileNotFoundError, ProcessLookupError):  # a worker thread that ends just now
+            text = Path(f"/proc/self/task/{thread.native_id}/children").read_text()
+            found.update(int(pid) for pid in text.split())
+    return found
 
 
 def _command(pid: int) -> str:
