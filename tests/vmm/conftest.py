@@ -4,20 +4,11 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 GUEST_SOURCE = Path(__file__).parents[1] / "guest"
-
-
-@pytest.fixture
-def tmpfs() -> Iterator[Path]:
-    """A directory on tmpfs, where RAM files live (and where a mapping's device number is the file's)."""
-    with tempfile.TemporaryDirectory(prefix="ovms-test-", dir="/dev/shm") as name:
-        yield Path(name)
 
 
 @pytest.fixture(scope="session")

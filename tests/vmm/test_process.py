@@ -7,7 +7,6 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import aclosing
 from pathlib import Path
 
@@ -17,16 +16,6 @@ import pytest
 from spec.errors import FileMissing, MissingTool, VmmExited, VmmRefused, VmmTimeout
 from vmm.inotify import modifications
 from vmm.process import Exit, Rung, VmmProcess
-
-
-@pytest.fixture(autouse=True)
-def no_leaks() -> Iterator[None]:
-    """No test of this file may leave a child (not even a zombie) or a descriptor behind."""
-    before = set(Path("/proc/self/fd").iterdir())
-    yield
-    with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
-    assert set(Path("/proc/self/fd").iterdir()) <= before
 
 
 def python(code: str, log: Path, **options: object) -> VmmProcess:

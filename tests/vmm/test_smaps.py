@@ -119,8 +119,8 @@ def mapped(path: Path, flags: int, length: int = SIZE) -> Iterator[mmap.mmap]:
 
 
 @pytest.fixture
-def ram(tmpfs: Path) -> Ram:
-    path = tmpfs / "ram"
+def ram(tmpfs_dir: Path) -> Ram:
+    path = tmpfs_dir / "ram"
     path.write_bytes(b"image" * (SIZE // 5 + 1))
     os.truncate(path, SIZE)
     return Ram(path=path, size_bytes=SIZE, private=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from contextlib import ExitStack
+from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
 
 from anyio.to_thread import run_sync
@@ -36,10 +36,11 @@ class CloudHypervisor:
         """
         del incoming  # the first command decides
         own = ProcessFiles.of(files)
-        with ExitStack() as ours, ExitStack() as undo:
-            undo.callback(own.remove)
+        async with AsyncExitStack() as undo:
+            ours = undo.enter_context(ExitStack())
             try:
                 listener = ours.enter_context(unix_socket.listen(own.socket))
+                undo.push_async_callback(run_sync, own.remove)
                 events = os.open(own.events, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
             except OSError as error:
                 raise FileMissing(f"cannot prepare {own.socket}: {error.strerror}") from error
@@ -47,8 +48,8 @@ class CloudHypervisor:
             fds = (listener.fileno(), events)
             argv = [str(self._binary or BINARY), "--api-socket", f"fd={fds[0]}", "--event-monitor", f"fd={fds[1]}"]
             process = VmmProcess.spawn(argv, stdout=files.console, stderr=files.log, pass_fds=fds)
+            ours.close()  # only the process holds the listener now: should it die, waiting connections break
             undo.pop_all()
-        # Only the process holds the listener now: should it die, waiting connections break.
         return CloudHypervisorVm(process, machine, own)
 
     async def attach(self, machine: Machine, files: VmmFiles, pid: int) -> CloudHypervisorVm:

@@ -171,8 +171,8 @@ class CloudHypervisorVm:
         self._told_to_quit = True
         await self._api.put("vmm.shutdown")
 
-    async def _call(self, command: str, body: object = None, *, limit_s: float = _CALL_LIMIT_S) -> None:
-        await self._race(self._api.put(command, body), command, limit_s)
+    async def _call(self, command: str, body: object = None, *, limit_s: float | None = None) -> None:
+        await self._race(self._api.put(command, body), command, limit_s or _CALL_LIMIT_S)
 
     async def _version(self) -> str:
         """The version of the running process, which the binary on disk may have been replaced under."""

@@ -1,0 +1,212 @@
+"""The parts of the Cloud Hypervisor driver without a process: replies, events, configurations, snapshot files."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spec.errors import CorruptRamsnap, IncompatibleSnapshot, InUse, SizeMismatch, UnsupportedManifest
+from spec.sizes import GIB, MIB
+from vmm.cloud_hypervisor import snapshot
+from vmm.cloud_hypervisor.api import error_message, parse_head
+from vmm.cloud_hypervisor.config import hardware, vm_config
+from vmm.cloud_hypervisor.events import guest_ending, parse_events
+from vmm.cloud_hypervisor.probe import cpu_limitations, restore_target
+from vmm.cpu import HostCpu
+from vmm.driver import Disk, Machine, Ram, SharedMemory
+
+MACHINE = Machine(
+    cpus=2,
+    ram=Ram(path=Path("/images/one/ram"), size_bytes=256 * MIB, private=True),
+    kernel=Path("/store/kernel"),
+    initrd=Path("/store/initrd"),
+    kernel_args="console=ttyS0",
+    disks=(
+        Disk(path=Path("/instances/a/disk-0.qcow2"), format="qcow2"),
+        Disk(path=Path("/d/b.raw"), format="raw", read_only=True),
+    ),
+    devices=(SharedMemory(name="mailbox", path=Path("/instances/a/mailbox"), size_bytes=MIB),),
+)
+
+
+@given(st.binary(max_size=200))
+def test_no_head_breaks_the_parser(head: bytes) -> None:
+    try:
+        status, length = parse_head(head)
+    except ValueError:
+        return
+    assert 0 <= status <= 999
+    assert length >= 0
+
+
+@given(
+    st.integers(100, 999),
+    st.integers(0, 10**10),
+    st.sampled_from(["Content-Length", "content-length", "CONTENT-LENGTH"]),
+)
+def test_heads_of_http_are_read(status: int, length: int, name: str) -> None:
+    head = f"HTTP/1.1 {status} Reason\r\nServer: Cloud Hypervisor\r\n{name}:  {length} \r\n\r\n"
+    assert parse_head(head.encode()) == (status, length)
+    assert parse_head(b"HTTP/1.1 204 \r\n\r\n") == (204, 0)
+
+
+@given(st.one_of(st.binary(max_size=300), st.lists(st.text()).map(json.dumps).map(str.encode)))
+def test_every_error_reply_has_a_message(body: bytes) -> None:
+    assert 0 < len(error_message(body)) <= 2000
+
+
+def event(source: str, name: str, **properties: str) -> str:
+    value = {"timestamp": {"secs": 1, "nanos": 2}, "source": source, "event": name, "properties": properties or None}
+    return json.dumps(value, indent=2) + "\n\n"
+
+
+names = st.text(st.characters(codec="utf-8"), max_size=12)
+
+
+@given(st.lists(st.tuples(names, names, names)), st.integers(0, 400))
+def test_events_are_read_and_a_cut_loses_only_the_cut_one(events: list[tuple[str, str, str]], cut: int) -> None:
+    text = "".join(event(source, name, key=value) for source, name, value in events)
+    assert list(parse_events(text)) == [(source, name) for source, name, _ in events]
+    kept = list(parse_events(text[: max(0, len(text) - cut)]))
+    assert kept == [(source, name) for source, name, _ in events][: len(kept)]
+    tail = list(parse_events(text[cut:]))  # as when only the end of a long file is read
+    assert tail == [(source, name) for source, name, _ in events][len(events) - len(tail) :]
+
+
+@given(st.text(st.sampled_from('{}[]",:\n ab1'), max_size=80))
+def test_no_text_breaks_the_event_parser(text: str) -> None:
+    list(parse_events(text))
+
+
+@pytest.mark.parametrize(
+    ("events", "expected"),
+    [
+        ([("vm", "booted")], None),
+        ([("vm", "booted"), ("vm", "shutdown"), ("vm", "deleted")], "shutdown"),
+        ([("vm", "booted"), ("guest", "panic"), ("vm", "shutdown")], "panic"),
+        ([("vmm", "shutdown")], None),
+        ([("noise", "noise")] * 2000 + [("vm", "shutdown")], "shutdown"),
+    ],
+)
+def test_how_a_guest_ended(tmp_path: Path, events: list[tuple[str, str]], expected: str | None) -> None:
+    path = tmp_path / "events"
+    assert guest_ending(path) is None
+    path.write_text("".join(event(*each) for each in events))
+    assert guest_ending(path) == expected
+
+
+def test_a_machine_in_cloud_hypervisors_words() -> None:
+    config = vm_config(MACHINE)
+    (zone,) = config["memory"]["zones"]
+    assert zone == {"id": "ram", "size": 256 * MIB, "file": "/images/one/ram", "shared": False}
+    assert [disk["image_type"] for disk in config["disks"]] == ["Qcow2", "Raw"]
+    assert [disk["backing_files"] for disk in config["disks"]] == [True, False]
+    assert [disk["readonly"] for disk in config["disks"]] == [False, True]
+    assert config["payload"]["initramfs"] == "/store/initrd"
+    assert config["serial"] == {"mode": "Tty"}
+    assert vm_config(replace(MACHINE, ram=replace(MACHINE.ram, private=False)))["memory"]["zones"][0]["shared"] is True
+
+
+def test_hardware_has_no_path_and_no_owner() -> None:
+    assert "/" not in json.dumps(hardware(MACHINE)).replace("/dev/urandom", "")
+    moved = replace(
+        MACHINE,
+        ram=replace(MACHINE.ram, path=Path("/elsewhere"), private=False),
+        disks=tuple(replace(disk, path=Path("/other")) for disk in MACHINE.disks),
+        kernel=Path("/other/kernel"),
+    )
+    assert hardware(moved) == hardware(MACHINE)
+
+
+def test_two_shared_memories_are_one_too_many() -> None:
+    with pytest.raises(UnsupportedManifest):
+        vm_config(replace(MACHINE, devices=MACHINE.devices * 2))
+
+
+@pytest.mark.parametrize(
+    ("other", "part"),
+    [
+        (replace(MACHINE, cpus=1), "cpus"),
+        (replace(MACHINE, ram=replace(MACHINE.ram, size_bytes=GIB)), "memory"),
+        (replace(MACHINE, disks=()), "disks"),
+        (replace(MACHINE, devices=()), "ivshmem"),
+    ],
+)
+def test_other_hardware_is_named(tmp_path: Path, other: Machine, part: str) -> None:
+    recorded = tmp_path / "config.json"
+    recorded.write_text(json.dumps(hardware(MACHINE)))
+    snapshot.check_hardware(MACHINE, recorded)
+    with pytest.raises(IncompatibleSnapshot, match=f"^{part}: ") as caught:
+        snapshot.check_hardware(other, recorded)
+    assert caught.value.fields["property"] == part
+
+
+@given(st.binary(max_size=100))
+def test_a_recorded_configuration_of_any_bytes(data: bytes) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        recorded = Path(directory) / "config.json"
+        recorded.write_bytes(data)
+        with pytest.raises((CorruptRamsnap, IncompatibleSnapshot)):
+            snapshot.check_hardware(MACHINE, recorded)
+
+
+def state(*mappings: tuple[int, int, int], copied: list[dict[str, int]]) -> str:
+    """A state.json with the part that is read and some that is kept."""
+    memory = {
+        "memory_ranges": {"data": copied},
+        "guest_ram_mappings": [
+            {"slot": 0, "gpa": gpa, "size": size, "zone_id": "ram", "virtio_mem": False, "file_offset": offset}
+            for gpa, size, offset in mappings
+        ],
+        "boot_ram": 2**64 - 1,
+    }
+    holder = {"state": json.dumps(memory, separators=(",", ":"))}
+    parts = {"memory-manager": {"snapshots": {}, "snapshot_data": holder}, "cpu-manager": {}}
+    return json.dumps({"snapshots": parts, "snapshot_data": {"state": "kept"}})
+
+
+def test_a_private_ram_is_moved_aside_and_forgotten(tmp_path: Path) -> None:
+    machine = replace(MACHINE, ram=Ram(path=Path("ram"), size_bytes=4 * MIB, private=True))
+    state_dir = tmp_path / "state"
+    state_dir.mkdir()
+    (state_dir / "state.json").write_text(
+        state((0, 3 * MIB, 0), (GIB, MIB, 3 * MIB), copied=[{"gpa": 0, "length": 4 * MIB}])
+    )  # fmt: skip
+    (state_dir / "memory-ranges").write_bytes(bytes(4 * MIB))
+    regions, copied = snapshot.tidy(machine, state_dir)
+    assert [(each.guest_address, each.image_offset, each.size_bytes) for each in regions] == [
+        (0, 0, 3 * MIB),
+        (GIB, 3 * MIB, MIB),
+    ]
+    assert copied is not None
+    assert copied.parent == tmp_path
+    assert json.loads((state_dir / "state.json").read_text()) == json.loads(
+        state((0, 3 * MIB, 0), (GIB, MIB, 3 * MIB), copied=[])
+    )  # fmt: skip
+    assert json.loads((state_dir / "config.json").read_text()) == hardware(machine)
+    snapshot.move_new(copied, tmp_path / "image")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["image", "state"]
+    with pytest.raises(InUse):
+        snapshot.move_new(tmp_path / "image", state_dir)
+
+
+def test_a_private_ram_that_was_not_written_in_full(tmp_path: Path) -> None:
+    (tmp_path / "state.json").write_text(state((0, 256 * MIB, 0), copied=[]))
+    with pytest.raises(SizeMismatch, match="wrote 0 of 268435456"):
+        snapshot.tidy(MACHINE, tmp_path)
+
+
+def test_the_cpu_is_part_of_the_target() -> None:
+    cpu = HostCpu(vendor="GenuineIntel", model="A CPU", flags=frozenset({"vmx", "fpu"}))
+    target = restore_target("v53.0", cpu)
+    assert (target.accelerator, target.cpu_model, target.cpu_flags) == ("kvm", "host", ["fpu", "vmx"])
+    assert cpu_limitations(cpu) == []
+    assert [each.code for each in cpu_limitations(replace(cpu, flags=frozenset({"fpu"})))] == [
+        "kvm.no_hardware_virtualisation"
+    ]
