@@ -1,0 +1,66 @@
+"""A daemon of one's own for as long as a context lasts; afterwards nothing of it is left."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Daemon:
+    """Where it is, and the environment in which ``ovm`` means it."""
+
+    root: Path
+    socket: Path
+    environment: dict[str, str]
+
+    def ovm(self, *arguments: str) -> str:
+        """Run ``ovm`` against it; what it prints on stdout. Raises CalledProcessError."""
+        return _ovm(self.environment, *arguments)
+
+
+@contextmanager
+def private_daemon() -> Iterator[Daemon]:
+    """Start one with a store and a run directory of its own in a new temporary directory.
+
+    On the way out its machines are ended, the daemon is stopped, and the directory and its tmpfs images are removed.
+    """
+    home = Path(tempfile.mkdtemp(prefix="ovms-quickstart-"))
+    foreign = {name for name in os.environ if name.startswith("OVMS_")}
+    environment = {name: value for name, value in os.environ.items() if name not in foreign}
+    environment |= {"OVMS_ROOT": str(home / "root"), "OVMS_RUN_DIR": str(home / "run"), "OVMS_ON_EXIT": "stop"}
+    images: Path | None = None
+    try:
+        values = json.loads(_ovm(environment, "config", "--format", "json"))["values"]
+        images = Path(values["image_dir"]["value"])
+        _ovm(environment, "serve", "--detach")
+        yield Daemon(home / "root", Path(values["socket"]["value"]), environment)
+    finally:
+        with suppress(subprocess.CalledProcessError):
+            _ovm(environment, "serve", "--stop")
+        _end_processes_of(home)
+        for directory in (home, images):
+            if directory is not None:
+                shutil.rmtree(directory, ignore_errors=True)
+
+
+def _ovm(environment: dict[str, str], *arguments: str) -> str:
+    return subprocess.run(
+        ["ovm", *arguments], env=environment, check=True, text=True, stdin=subprocess.DEVNULL, capture_output=True
+    ).stdout
+
+
+def _end_processes_of(home: Path) -> None:
+    """What a daemon that crashed may have left: its machines have the directory in their command line."""
+    for entry in Path("/proc").iterdir():
+        with suppress(OSError):
+            if entry.name.isdigit() and os.fsencode(home) in (entry / "cmdline").read_bytes():
+                os.kill(int(entry.name), signal.SIGKILL)

@@ -1,0 +1,55 @@
+"""The table at the end of the quickstart."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+
+from scripts.demo.tour import Figures
+from spec.sizes import format_size
+
+
+def table(figures: list[Figures]) -> str:
+    """What was measured, a column per runtime; each row says where its clock stops."""
+    rows = [("", *map(_runtime, figures)), *((name, *map(value, figures)) for name, value in _ROWS)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _runtime(figures: Figures) -> str:
+    runtime = figures.original.runtime
+    return f"{runtime.name} {runtime.version} ({runtime.accelerator})" if runtime else "?"
+
+
+def _clone_times(figures: Figures) -> list[float]:
+    return [each.metrics.start.total_ms for each in figures.clones if each.metrics.start]
+
+
+def _memory(figures: Figures, what: str) -> str:
+    values = [getattr(each.metrics.memory, f"{what}_bytes") for each in figures.clones if each.metrics.memory]
+    return f"p50 {format_size(int(statistics.median(values)))}, max {format_size(max(values))}"
+
+
+def _locked(figures: Figures) -> str:
+    memories = [each.metrics.memory for each in figures.clones if each.metrics.memory]
+    locked = min(each.locked_bytes for each in memories)
+    degraded = sorted({each.detail for clone in figures.clones for each in clone.degraded})
+    return format_size(locked) if locked else "no" + (f": {'; '.join(degraded)}" if degraded else "")
+
+
+def _times(values: list[float]) -> str:
+    return f"p50 {statistics.median(values):.1f} ms, max {max(values):.1f} (of {len(values)})"
+
+
+_ROWS: tuple[tuple[str, Callable[[Figures], str]], ...] = (
+    ("cold boot, until the VMM runs", lambda each: f"{each.boot_running_ms:.0f} ms"),
+    ("cold boot, until the service's first line", lambda each: f"{each.boot_first_line_ms:.0f} ms"),
+    ("snapshot, guest paused", lambda each: f"{each.snapshot.pause_ms:.1f} ms"),
+    ("snapshot, until stored as an artifact", lambda each: f"{each.snapshot_ms:.0f} ms"),
+    ("start of a clone, until its guest goes on", lambda each: _times(_clone_times(each))),
+    ("guest memory", lambda each: format_size(each.clones[0].memory_bytes)),
+    ("  mapped from the one image, per clone", lambda each: _memory(each, "shared")),
+    ("  private to the clone's process", lambda each: _memory(each, "private")),
+    ("  image locked in memory", _locked),
+)
