@@ -18,8 +18,10 @@ from pathlib import Path
 class Daemon:
     """Where it is, and the environment in which ``ovm`` means it."""
 
-    root: Path
+    home: Path
+    """Its temporary directory, which holds its store (``root``) and its run directory (``run``)."""
     socket: Path
+    image_dir: Path
     environment: dict[str, str]
 
     def ovm(self, *arguments: str) -> str:
@@ -38,15 +40,21 @@ def private_daemon() -> Iterator[Daemon]:
     environment = {name: value for name, value in os.environ.items() if name not in foreign}
     environment |= {"OVMS_ROOT": str(home / "root"), "OVMS_RUN_DIR": str(home / "run"), "OVMS_ON_EXIT": "stop"}
     images: Path | None = None
+    pid: int | None = None
     try:
         values = json.loads(_ovm(environment, "config", "--format", "json"))["values"]
         images = Path(values["image_dir"]["value"])
-        _ovm(environment, "serve", "--detach")
-        yield Daemon(home / "root", Path(values["socket"]["value"]), environment)
+        pid = int(_ovm(environment, "serve", "--detach"))
+        yield Daemon(home, Path(values["socket"]["value"]), images, environment)
     finally:
-        with suppress(subprocess.CalledProcessError):
+        try:
             _ovm(environment, "serve", "--stop")
-        _end_processes_of(home)
+            left = []
+        except subprocess.CalledProcessError:  # it never ran, or crashed, or hangs
+            left = [pid] if pid else []
+        for each in (*left, *processes_of(home)):
+            with suppress(ProcessLookupError):
+                os.kill(each, signal.SIGKILL)
         for directory in (home, images):
             if directory is not None:
                 shutil.rmtree(directory, ignore_errors=True)
@@ -58,9 +66,11 @@ def _ovm(environment: dict[str, str], *arguments: str) -> str:
     ).stdout
 
 
-def _end_processes_of(home: Path) -> None:
-    """What a daemon that crashed may have left: its machines have the directory in their command line."""
+def processes_of(home: Path) -> list[int]:
+    """What runs in that directory: a daemon's machines have it in their command line."""
+    found = []
     for entry in Path("/proc").iterdir():
         with suppress(OSError):
             if entry.name.isdigit() and os.fsencode(home) in (entry / "cmdline").read_bytes():
-                os.kill(int(entry.name), signal.SIGKILL)
+                found.append(int(entry.name))
+    return found
