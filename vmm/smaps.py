@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,8 +18,10 @@ from vmm.driver import MemoryUse, Ram
 
 _PROC = Path("/proc")
 
-_HEADER = re.compile(rb"([0-9a-f]+)-([0-9a-f]+) ([r-][w-][x-][ps]) ([0-9a-f]+) ([0-9a-f]+):([0-9a-f]+) (\d+) *(.*)")
-_COUNTER = re.compile(rb"(\w+): +(\d+) kB")
+_HEADER = re.compile(
+    rb"^([0-9a-f]+)-([0-9a-f]+) ([r-][w-][x-][ps]) ([0-9a-f]+) ([0-9a-f]+):([0-9a-f]+) (\d+) *(.*)$", re.MULTILINE
+)
+_COUNTER = re.compile(rb"^(\w+): +(\d+) kB$", re.MULTILINE)
 
 _COPIED_SHARE = 0.5
 """A clone that has just been restored wrote a few pages; a restore that copied wrote (nearly) all of them."""
@@ -69,28 +71,29 @@ class RamMapping:
     """The mappings cover the file from its start without a gap, once."""
 
 
-def parse_smaps(text: bytes) -> Iterator[Mapping]:
-    """The mappings of an smaps (or maps) file. Lines that are neither header nor counter (VmFlags) are skipped."""
-    mapping: Mapping | None = None
-    for line in text.splitlines():
-        if counter := _COUNTER.match(line):
-            if mapping is not None:
-                mapping.counters[counter[1].decode()] = int(counter[2]) * 1024
-        elif header := _HEADER.fullmatch(line):
-            if mapping is not None:
-                yield mapping
-            start, end, permissions, offset, major, minor, inode, path = header.groups()
-            mapping = Mapping(
-                start=int(start, 16),
-                end=int(end, 16),
-                permissions=permissions.decode(),
-                offset=int(offset, 16),
-                device=os.makedev(int(major, 16), int(minor, 16)),
-                inode=int(inode),
-                path=os.fsdecode(path),
-            )
-    if mapping is not None:
-        yield mapping
+def parse_smaps(text: bytes, *, inode: int | None = None) -> Iterator[Mapping]:
+    """The mappings of an smaps (or maps) file, all of them or those of one inode number (half the time of a proof).
+
+    Lines that are neither header nor counter (VmFlags) are skipped.
+    """
+    headers = list(_HEADER.finditer(text))
+    ends = [header.start() for header in headers] + [len(text)]
+    for header, end in zip(headers, ends[1:], strict=True):
+        start, stop, permissions, offset, major, minor, number, path = header.groups()
+        if inode is not None and int(number) != inode:
+            continue
+        yield Mapping(
+            start=int(start, 16),
+            end=int(stop, 16),
+            permissions=permissions.decode(),
+            offset=int(offset, 16),
+            device=os.makedev(int(major, 16), int(minor, 16)),
+            inode=int(number),
+            path=os.fsdecode(path),
+            counters={
+                name.decode(): int(kibibytes) * 1024 for name, kibibytes in _COUNTER.findall(text, header.end(), end)
+            },
+        )
 
 
 def summarise(mappings: list[Mapping]) -> RamMapping | None:
@@ -118,7 +121,8 @@ def ram_mapping(pid: int, path: Path) -> RamMapping | None:
 
     Raises VmmExited, PermissionMissing, FileMissing (no such RAM file).
     """
-    return summarise(_of_file(_read_smaps(pid), path))
+    file = _inode_of(path)
+    return summarise(_of_file(parse_smaps(_read_smaps(pid), inode=file.st_ino), file))
 
 
 def prove_private(pid: int, ram: Ram) -> None:
@@ -154,8 +158,9 @@ def memory_use(pid: int, ram: Ram) -> MemoryUse:
     "Private" to smaps, yet cost nothing once a second clone reads them. Of a shared mapping (a cold-booted machine,
     the owner of its file) all resident pages are its own.
     """
-    mappings = _read_smaps(pid)
-    of_ram = _of_file(mappings, ram.path)
+    file = _inode_of(ram.path)
+    mappings = list(parse_smaps(_read_smaps(pid)))
+    of_ram = _of_file(mappings, file)
     others = sum(mapping.own_bytes for mapping in mappings) - sum(mapping.own_bytes for mapping in of_ram)
     rss, anonymous = _total(of_ram, "Rss"), _total(of_ram, "Anonymous")
     own = anonymous if ram.private else rss
@@ -170,15 +175,18 @@ def _total(mappings: list[Mapping], counter: str) -> int:
     return sum(mapping.counters.get(counter, 0) for mapping in mappings)
 
 
-def _of_file(mappings: list[Mapping], path: Path) -> list[Mapping]:
+def _inode_of(path: Path) -> os.stat_result:
     try:
-        stat = path.stat()
+        return path.stat()
     except FileNotFoundError as error:
         raise FileMissing(f"the RAM file {path} is gone", path=str(path)) from error
-    return [each for each in mappings if (each.device, each.inode) == (stat.st_dev, stat.st_ino)]
 
 
-def _read_smaps(pid: int) -> list[Mapping]:
+def _of_file(mappings: Iterable[Mapping], file: os.stat_result) -> list[Mapping]:
+    return [each for each in mappings if (each.device, each.inode) == (file.st_dev, file.st_ino)]
+
+
+def _read_smaps(pid: int) -> bytes:
     try:
         text = (_PROC / str(pid) / "smaps").read_bytes()
     except (FileNotFoundError, ProcessLookupError) as error:
@@ -187,4 +195,4 @@ def _read_smaps(pid: int) -> list[Mapping]:
         raise PermissionMissing(f"the memory map of pid {pid} may not be read", pid=pid) from error
     if not text:  # a zombie has no memory left
         raise VmmExited(f"pid {pid} has ended", pid=pid)
-    return list(parse_smaps(text))
+    return text
