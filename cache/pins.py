@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import weakref
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -23,7 +24,7 @@ class Pins:
         self._area = TempArea(directory)
         self._fresh: set[Digest] = set()
         self._held: Counter[Digest] = Counter()
-        self._file: tuple[Path, int] | None = None
+        self._file: _PinFile | None = None
         self._owner = os.getpid()
 
     def add_fresh(self, digest: Digest) -> None:
@@ -52,7 +53,7 @@ class Pins:
         self._area.clean()
         pins = {*self._fresh, *self._held}
         for path in self._area.directory.iterdir():
-            if self._file is None or path != self._file[0]:
+            if self._file is None or path != self._file.path:
                 pins.update(Digest(line) for line in path.read_text().split() if is_digest(line))
         return pins
 
@@ -61,17 +62,35 @@ class Pins:
             self._owner, self._file = os.getpid(), None
         pins = sorted({*self._fresh, *self._held})
         if not pins:
-            self._remove_file()
+            self.close()
             return
         if self._file is None:
-            self._file = self._area.new_file()
-        data = "".join(f"{digest}\n" for digest in pins).encode()
-        write_all(self._file[1], data, 0)
-        os.ftruncate(self._file[1], len(data))
+            self._file = _PinFile(*self._area.new_file())
+        self._file.write("".join(f"{digest}\n" for digest in pins).encode())
 
-    def _remove_file(self) -> None:
+    def close(self) -> None:
+        """Give up all pins."""
+        self._fresh.clear()
+        self._held.clear()
         if self._file is not None:
-            path, fd = self._file
+            self._file.remove()
             self._file = None
-            path.unlink(missing_ok=True)
-            os.close(fd)
+
+
+class _PinFile:
+    """Held locked while it exists; goes away with its owner, also at the end of the process."""
+
+    def __init__(self, path: Path, fd: int) -> None:
+        self.path = path
+        self._fd = fd
+        self.remove = weakref.finalize(self, _remove, path, fd, os.getpid())
+
+    def write(self, data: bytes) -> None:
+        write_all(self._fd, data, 0)
+        os.ftruncate(self._fd, len(data))
+
+
+def _remove(path: Path, fd: int, owner: int) -> None:
+    if os.getpid() == owner:  # not in a forked child, which has inherited the descriptor
+        path.unlink(missing_ok=True)
+    os.close(fd)

@@ -17,7 +17,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Final
 
 import msgspec
 
@@ -28,6 +28,7 @@ from cache.host_errors import host_errors, open_regular
 from cache.index_file import IndexFile, ListedArtifact
 from cache.lock import exclusive
 from cache.pins import Pins
+from cache.tar_reader import ByteStream
 from cache.temp_area import TempArea
 from cache.unreferenced import Removed, StoreParts, is_referred_to, remove_unreferenced
 from cache.verified_blobs import VerifiedBlobs, read_verified
@@ -89,6 +90,11 @@ class Store:
         if version.split(".")[0] != _LAYOUT_VERSION.split(".")[0]:
             raise CorruptStore(f"{path}: layout version {version}, known is {_LAYOUT_VERSION}", path=str(path))
 
+    def close(self) -> None:
+        """Give up what this object has pinned; it may be used again. The end of the process does it too."""
+        with self._locked():
+            self._pins.close()
+
     @contextmanager
     def _locked(self) -> Iterator[None]:
         with exclusive(self._lock), host_errors(self.root):
@@ -129,7 +135,7 @@ class Store:
             return writer.commit()[0]
 
     def put_file(
-        self, source: Path | BinaryIO, *, expected: Digest | None = None, size: int | None = None
+        self, source: Path | ByteStream, *, expected: Digest | None = None, size: int | None = None
     ) -> tuple[Digest, int]:
         """Store a copy of a file; returns digest and size in bytes.
 
@@ -141,7 +147,7 @@ class Store:
                 return self._copy(file, expected, size)
         return self._copy(source, expected, size)
 
-    def _copy(self, source: BinaryIO, expected: Digest | None, size: int | None) -> tuple[Digest, int]:
+    def _copy(self, source: ByteStream, expected: Digest | None, size: int | None) -> tuple[Digest, int]:
         with self.writer() as writer:
             limit = size + 1 if size is not None else None
             while limit is None or writer.size_bytes < limit:
