@@ -1,0 +1,84 @@
+"""The artifact of a snapshot: its base's, with the memory, the disk's changes, and how the machine was configured."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from cache.artifact import Artifact
+from cache.compose import StoredBlob, compose
+from cache.disk_tar import Below, DiskFile
+from cache.ramsnap import EncodedRamsnap
+from cache.store import Store
+from spec.digest import Digest
+from spec.errors import InternalError
+from spec.manifest import decode_manifest
+from spec.reference import DEFAULT_TAG, Reference
+
+
+def store_snapshot(
+    store: Store,
+    base: Artifact,
+    *,
+    ramsnap: EncodedRamsnap,
+    overlay: Path | None,
+    reference: Reference,
+    memory_bytes: int,
+    cpus: int,
+    kernel_args: str,
+    mlock_required: bool,
+) -> Digest:
+    """Store and name a snapshot whose RAM is already a blob of the store; returns the digest of its OCI manifest.
+
+    ``overlay`` has what was written to the disk since the base, and must not be written to any more; it becomes one
+    more diff layer. Everything else of the base's manifest.json is kept, fields we do not know included, and the base
+    is the ``subject`` of the new artifact. If it fails, the RAM's blob is discarded too. Raises UnsafeDisk, BlobNotFound, InvalidManifest (too many layers), NoSpace.
+    """
+    document: dict[str, Any] = msgspec.json.decode(base.manifest_bytes)
+    document |= {
+        "name": reference.name,
+        "version": reference.tag or DEFAULT_TAG,
+        "kernel": document["kernel"] | {"args": kernel_args},
+        "ramSnapshot": {
+            "ref": ramsnap.digest,
+            "compression": "lz4",
+            "preload_hint": True,
+            "mlock_required": mlock_required,
+        },
+        "metadata": document.get("metadata", {}) | {"created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")},
+        "runtimeHints": document.get("runtimeHints", {}) | {"defaultMemoryBytes": memory_bytes, "defaultCpus": cpus},
+    }
+    blobs = {
+        each.content_digest: StoredBlob(size_bytes=each.size, disk_media_type=each.media_type)
+        for each in (base.kernel, base.initrd, *base.disk_layers)
+        if each is not None
+    }
+    blobs[ramsnap.digest] = StoredBlob(size_bytes=ramsnap.size_bytes, ramsnap_header=ramsnap.header_digest)
+    with store.pinned(base.digest), store.adding() as added:
+        added.append(ramsnap.digest)
+        if overlay is not None:
+            digest, size, image_bytes = _store_overlay(store, base, overlay)
+            added.append(digest)
+            blobs[digest] = StoredBlob(size_bytes=size)
+            layer = {"ref": digest, "format": "qcow2", "size": image_bytes}
+            document["diskLayers"] = [*document["diskLayers"], layer]
+        manifest_bytes = msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"
+        manifest = decode_manifest(manifest_bytes)
+        added.append(store.put_bytes(manifest_bytes))
+        oci_bytes = compose(manifest, manifest_bytes, blobs, subject=base.descriptor)
+        return store.put_artifact(oci_bytes, reference.local_name)
+
+
+def _store_overlay(store: Store, base: Artifact, overlay: Path) -> tuple[Digest, int, int]:
+    """Digest and size of the new layer's blob, and the size of the image in it, in bytes."""
+    if not base.disk_layers:
+        raise InternalError(f"{overlay} is an overlay of an artifact without a disk")
+    top = base.disk_layers[-1]
+    top_format = base.manifest.disk_layers[-1].format
+    with DiskFile(overlay) as disk:
+        below = Below(top.content_digest, "qcow2" if top_format == "qcow2" else "raw")
+        digest, size = disk.store(store, below)
+        return digest, size, disk.size_bytes
