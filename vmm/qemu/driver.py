@@ -1,0 +1,168 @@
+"""The driver: finds QEMU, starts processes of it, and takes over running ones."""
+
+from __future__ import annotations
+
+import os
+import stat
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from anyio import CancelScope
+from anyio.to_thread import run_sync
+
+from spec.errors import FileMissing, InUse, NoSpace, PermissionMissing
+from vmm import unix_socket
+from vmm.driver import Machine, Ram, RuntimeName, RuntimeReport, VmmFiles
+from vmm.process import VmmProcess
+from vmm.qemu.block_graph import disk_node
+from vmm.qemu.board import disk_id
+from vmm.qemu.command_line import command_line
+from vmm.qemu.installation import BINARY, Installation, find, probe
+from vmm.qemu.monitor import Monitor
+from vmm.qemu.vm import QemuVm
+
+_START_LIMIT_S = 30.0
+"""QEMU answers after some ten milliseconds; a host that starts hundreds at once takes longer."""
+
+
+class Qemu:
+    """See :class:`vmm.driver.Driver`."""
+
+    name: RuntimeName = "qemu"
+
+    def __init__(self, binary: Path | None = None) -> None:
+        self._binary = binary
+        self._found: tuple[tuple[int, int], Installation] | None = None
+
+    async def probe(self) -> RuntimeReport:
+        """Runs the binary for its version and machine types, and looks at /dev/kvm and the CPU flags."""
+        return await run_sync(probe, self._binary)
+
+    async def spawn(self, machine: Machine, files: VmmFiles, *, incoming: bool) -> QemuVm:
+        """Start a process that stands before its first instruction. A RAM file of its own is made here.
+
+        The control socket listens before the process runs, so there is no readiness to wait for but the greeting.
+        """
+        installation = await run_sync(self._installation)
+        disks = await run_sync(_prepare, machine, installation)
+        with ExitStack() as undo:
+            if not machine.ram.private:
+                _create_ram(machine.ram)  # microseconds, and in a thread a cancellation could miss it
+                undo.callback(machine.ram.path.unlink, missing_ok=True)
+            vm = await self._start(installation, machine, files, disks, incoming=incoming)
+            undo.pop_all()
+        return vm
+
+    async def attach(self, machine: Machine, files: VmmFiles, pid: int) -> QemuVm:
+        """Take over a process by the socket in its instance's directory. Raises VmmExited, VmmTimeout, VmmGarbage."""
+        installation = await run_sync(self._installation)
+        process = VmmProcess.attach(pid, name=BINARY, log=files.log)
+        try:
+            return await _connected(process, machine, installation, _socket(files))
+        except BaseException:
+            process.release()
+            raise
+
+    async def _start(
+        self,
+        installation: Installation,
+        machine: Machine,
+        files: VmmFiles,
+        disks: list[dict[str, Any]],
+        *,
+        incoming: bool,
+    ) -> QemuVm:
+        socket = _socket(files)
+        with ExitStack() as undo:
+            try:
+                listener = unix_socket.listen(socket)
+            except OSError as error:
+                raise FileMissing(f"cannot prepare {socket}: {error.strerror}") from error
+            undo.callback(socket.unlink, missing_ok=True)
+            with listener:  # the process has its own then: should it die, waiting connections break
+                argv = command_line(
+                    installation, machine, files, disks=disks, qmp_fd=listener.fileno(), incoming=incoming
+                )
+                process = VmmProcess.spawn(argv, stderr=files.log, pass_fds=[listener.fileno()])
+            try:
+                vm = await _connected(process, machine, installation, socket)
+            except BaseException:
+                with CancelScope(shield=True):
+                    await process.kill_ladder(())
+                raise
+            undo.pop_all()
+        return vm
+
+    def _installation(self) -> Installation:
+        """What was found the last time, unless the binary has been replaced since. Blocks. Raises MissingTool."""
+        if self._found is not None:
+            inode, found = self._found
+            if inode == _inode(found.binary):
+                return found
+        found = find(self._binary)
+        self._found = (_inode(found.binary), found)
+        return found
+
+
+async def _connected(process: VmmProcess, machine: Machine, installation: Installation, socket: Path) -> QemuVm:
+    greeting = Monitor.connect(socket)
+    monitor = await process.until_ready(greeting, limit_s=_START_LIMIT_S, what="QMP greeting")
+    return QemuVm(process, monitor, machine, installation, socket)
+
+
+def _socket(files: VmmFiles) -> Path:
+    return files.directory / f"qemu-{files.generation}.sock"
+
+
+def _inode(binary: Path) -> tuple[int, int]:
+    try:
+        status = binary.stat()
+    except OSError:
+        return (0, 0)
+    return status.st_ino, status.st_mtime_ns
+
+
+def _prepare(machine: Machine, installation: Installation) -> list[dict[str, Any]]:
+    """Look at the files that QEMU is to open, whose absence it would tell only in its log; returns the disks' nodes.
+
+    Blocks.
+    """
+    for path in (machine.kernel, machine.initrd, *(device.path for device in machine.devices)):
+        if path is not None and not path.is_file():
+            raise FileMissing(f"{path} is not there", path=str(path))
+    disks = [disk_node(disk, disk_id(number)) for number, disk in enumerate(machine.disks)]
+    if machine.ram.private:
+        _check_image(machine.ram, installation)
+    return disks
+
+
+def _check_image(ram: Ram, installation: Installation) -> None:
+    """A QEMU that opens images for writing must be allowed to, although it never writes to a private mapping."""
+    if not ram.path.is_file():
+        raise FileMissing(f"the RAM image {ram.path} is not there", path=str(ram.path))
+    if installation.maps_read_only_images or os.access(ram.path, os.W_OK):
+        return
+    try:
+        ram.path.chmod(stat.S_IMODE(ram.path.stat().st_mode) | stat.S_IWUSR)
+    except OSError as error:
+        raise PermissionMissing(
+            f"QEMU before 8.2 opens RAM images for writing, which this user may not do to {ram.path}",
+            remedy="Install QEMU 8.2 or later, or give the image to the user that runs QEMU.",
+        ) from error
+
+
+def _create_ram(ram: Ram) -> None:
+    try:
+        fd = os.open(ram.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except FileExistsError as error:
+        raise InUse(f"the RAM file {ram.path} exists already") from error
+    except OSError as error:
+        raise FileMissing(f"cannot make the RAM file {ram.path}: {error.strerror}") from error
+    try:
+        os.ftruncate(fd, ram.size_bytes)
+    except OSError as error:
+        ram.path.unlink()
+        raise NoSpace(f"cannot make a RAM file of {ram.size_bytes} bytes: {error.strerror}") from error
+    finally:
+        os.close(fd)

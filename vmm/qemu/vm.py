@@ -1,0 +1,274 @@
+"""One QEMU process and the machine in it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+from collections.abc import Awaitable
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from signal import Signals
+from typing import Any, TypeVar
+
+from anyio import CancelScope
+from anyio.to_thread import run_sync
+
+from spec.compatibility import Compatibility
+from spec.errors import CorruptRamsnap, FileMissing, InternalError, OvmsError, VmmGarbage, VmmRefused
+from vmm import smaps
+from vmm.driver import Disk, Ending, Machine, MemoryUse, SaveTarget
+from vmm.process import Rung, VmmProcess
+from vmm.qemu.block_graph import overlay_node
+from vmm.qemu.board import device_records, disk_id, memory_regions
+from vmm.qemu.installation import Installation
+from vmm.qemu.monitor import Monitor
+from vmm.qemu.snapshot import STATE_FILE, QemuSaved, capture
+
+T = TypeVar("T")
+
+_CALL_LIMIT_S = 10.0
+_LOAD_LIMIT_S = 30.0
+_QUIT_LIMIT_S = 5.0
+"""A quit writes back what disks have in QEMU's caches."""
+_TERMINATE_LIMIT_S = 2.0
+_EVENTS_LIMIT_S = 1.0
+
+_FIRMWARE_LIMIT_S = 20.0
+_FIRMWARE_TURN_S = 0.02
+_CR0 = re.compile(r"CR0=([0-9a-f]{8})")
+_PAGING = 1 << 31
+
+
+class QemuVm:
+    """See :class:`vmm.driver.Vm`."""
+
+    def __init__(
+        self, process: VmmProcess, monitor: Monitor, machine: Machine, installation: Installation, socket: Path
+    ) -> None:
+        self._process = process
+        self._monitor = monitor
+        self._machine = machine
+        self._installation = installation
+        self._socket = socket
+        self._superseded = False
+        self._concluding = asyncio.Lock()
+
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        return self._process.pid
+
+    @property
+    def machine(self) -> Machine:
+        """What it runs, with the overlays of its latest save in place."""
+        return self._machine
+
+    async def boot(self) -> None:
+        """Let the vCPUs begin: QEMU has read kernel and initrd when it started."""
+        await self._command("cont")
+
+    async def restore(self, state_dir: Path, *, resume: bool) -> None:
+        """Load the device state, prove that RAM is a private mapping, and only then let the vCPUs go."""
+        state = await run_sync(_open_state, state_dir / STATE_FILE)
+        try:
+            await self._race(self._load(state), "the device state to load", _LOAD_LIMIT_S)
+        finally:
+            os.close(state)
+        await run_sync(smaps.prove_private, self.pid, self._machine.ram)
+        if resume:
+            await self.resume()
+
+    async def pause(self) -> None:
+        """Stop the vCPUs; when it returns, no request to a disk is under way."""
+        await self._command("stop")
+
+    async def resume(self) -> None:
+        """Let the vCPUs go on, also after a save whose snapshot was given up."""
+        await self._command("cont")
+        self._superseded = False
+
+    async def save(self, target: SaveTarget) -> QemuSaved:
+        """Write device state, and of a private RAM the pages that the machine changed.
+
+        The state is written by the command for Xen, the only one that leaves out RAM however it is mapped. With
+        ``live`` it also gives up the disks, which a successor could not lock otherwise.
+        """
+        await self._leave_firmware()
+        in_place = self._machine.ram.private
+        state_file = target.state_dir / STATE_FILE
+        await self._command("xen-save-devices-state", {"filename": str(state_file.absolute()), "live": not in_place})
+        compatibility = self._compatibility()
+        if not in_place:
+            self._superseded = True
+            return QemuSaved(compatibility)
+        changes = await run_sync(capture, self.pid, self._machine.ram, target.state_dir)
+        try:
+            await self._switch_disks(target.overlays)
+        except BaseException:
+            with CancelScope(shield=True):
+                await run_sync(changes.discard)
+            raise
+        return QemuSaved(compatibility, changes)
+
+    async def memory_use(self) -> MemoryUse:
+        """The kernel's figures."""
+        return await run_sync(smaps.memory_use, self.pid, self._machine.ram)
+
+    async def stop(self, *, guest_grace_s: float) -> Ending:
+        """Power button, quit, SIGTERM, SIGKILL; at once SIGKILL for a machine that a successor has continued.
+
+        That one may not write a byte more, and has nothing unwritten: its disks were flushed and given up at the save.
+        """
+        rungs: list[Rung] = []
+        if not self._superseded:
+            if guest_grace_s > 0:
+                rungs.append(Rung("power button", self._press_power_button, guest_grace_s))
+            rungs.append(Rung("quit", lambda: self._ask("quit"), _QUIT_LIMIT_S))
+            rungs.append(self._process.signal_rung(Signals.SIGTERM, _TERMINATE_LIMIT_S))
+        try:
+            await self._process.kill_ladder(rungs)
+        finally:
+            with CancelScope(shield=True):  # a cancelled stop, too, leaves no connection and no socket
+                ending = await self.wait_ended()
+        return ending
+
+    async def wait_ended(self) -> Ending:
+        """Wait for the exit, take in the last events, and remove the process's socket."""
+        code, signal = await self._process.wait()
+        async with self._concluding:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_EVENTS_LIMIT_S):
+                    await self._monitor.drained()
+            await self._monitor.close()
+            self._socket.unlink(missing_ok=True)
+        return Ending(code=code, signal=signal, guest=self._monitor.guest_ending)
+
+    async def detach(self) -> None:
+        """Close the connection, so that a later daemon can make its own, and watch the process no more."""
+        await self._monitor.close()
+        self._process.release()
+
+    async def _load(self, state: int) -> None:
+        await self._monitor.send_file("state", state)
+        await self._monitor.load("fd:state")
+
+    async def _leave_firmware(self) -> None:
+        """Let a paused machine run on until a kernel has switched on paging, if it hasn't yet.
+
+        A successor has no kernel to give to the firmware, which is done with it by then (command_line). Firmware
+        takes a fraction of a second, and nobody sees the moment of a snapshot within it.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + _FIRMWARE_LIMIT_S
+        while not await self._paging():
+            if loop.time() > deadline:
+                raise VmmRefused(
+                    "the guest has not switched on paging: it is still in its firmware, or no kernel of ours",
+                    remedy="Take the snapshot when the guest's kernel runs.",
+                )
+            await self._command("cont")
+            try:
+                await asyncio.sleep(_FIRMWARE_TURN_S)
+            finally:
+                with CancelScope(shield=True):
+                    await self._command("stop")
+
+    async def _paging(self) -> bool:
+        registers = await self._command("human-monitor-command", {"command-line": "info registers"})
+        match = _CR0.search(str(registers))
+        if match is None:
+            raise VmmGarbage("QEMU's 'info registers' shows no CR0")
+        return bool(int(match[1], 16) & _PAGING)
+
+    async def _switch_disks(self, overlays: tuple[Disk, ...]) -> None:
+        """Put an overlay over each writable disk, all of them or none."""
+        disks = self._machine.disks
+        writable = [number for number, disk in enumerate(disks) if not disk.read_only]
+        if len(writable) != len(overlays):
+            raise InternalError(f"{len(overlays)} overlays for {len(writable)} writable disks")
+        if not writable:
+            return
+        nodes = _nodes_in_use(await self._command("query-block"))
+        added: list[str] = []
+        try:
+            actions = []
+            for number, overlay in zip(writable, overlays, strict=True):
+                node = nodes[disk_id(number)]
+                fresh = _successor_of(node)
+                await self._command("blockdev-add", overlay_node(overlay.path, fresh))
+                added.append(fresh)
+                actions.append({"type": "blockdev-snapshot", "data": {"node": node, "overlay": fresh}})
+            await self._command("transaction", {"actions": actions})
+        except KeyError as error:
+            raise VmmGarbage(f"QEMU's 'query-block' does not show {error}") from error
+        except BaseException:
+            with CancelScope(shield=True):
+                for name in added:
+                    with suppress(OvmsError):  # refused if the transaction did happen, and the disk is in use
+                        await self._command("blockdev-del", {"node-name": name})
+            raise
+        fresh_disks = dict(zip(writable, overlays, strict=True))
+        self._machine = replace(
+            self._machine, disks=tuple(fresh_disks.get(number, disk) for number, disk in enumerate(disks))
+        )
+
+    def _compatibility(self) -> Compatibility:
+        """Of the running process: the binary may have been replaced since it started."""
+        made = self._installation.target(self._monitor.version)
+        return Compatibility(
+            runtime=made.runtime,
+            version=made.version,
+            machine_type=made.machine_type,
+            accelerator=made.accelerator,
+            cpu_model=made.cpu_model,
+            cpu_vendor=made.cpu_vendor,
+            cpu_flags=made.cpu_flags,
+            memory_bytes=self._machine.ram.size_bytes,
+            cpus=self._machine.cpus,
+            regions=memory_regions(self._machine.ram.size_bytes),
+            devices=device_records(self._machine),
+        )
+
+    async def _press_power_button(self) -> None:
+        status = await self._monitor.execute("query-status")
+        if not status.get("running"):
+            raise VmmRefused("a guest that does not run can't power itself off")
+        await self._monitor.execute("system_powerdown")
+
+    async def _ask(self, command: str) -> None:
+        await self._monitor.execute(command)
+
+    async def _command(self, command: str, arguments: dict[str, object] | None = None) -> Any:
+        return await self._race(self._monitor.execute(command, arguments), f"reply to {command}", _CALL_LIMIT_S)
+
+    async def _race(self, call: Awaitable[T], what: str, limit_s: float) -> T:
+        return await self._process.until_ready(call, limit_s=limit_s, what=what)
+
+
+def _open_state(path: Path) -> int:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise FileMissing(f"the device state {path} can't be read: {error.strerror}", path=str(path)) from error
+    if os.fstat(fd).st_size == 0:
+        os.close(fd)
+        raise CorruptRamsnap(f"the device state {path} is empty")
+    return fd
+
+
+def _nodes_in_use(blocks: list[dict[str, Any]]) -> dict[str, str]:
+    """The block node on top of each disk, by the id of its device."""
+    found = {}
+    for block in blocks:
+        device = re.match(r"/machine/peripheral/([^/]+)", str(block.get("qdev")))
+        if device is not None and "inserted" in block:
+            found[device[1]] = str(block["inserted"]["node-name"])
+    return found
+
+
+def _successor_of(node: str) -> str:
+    """``disk0`` → ``disk0.1`` → ``disk0.2``; the names of those below stay taken."""
+    name, _, number = node.partition(".")
+    return f"{name}.{int(number or 0) + 1}"
