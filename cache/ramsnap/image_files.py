@@ -1,0 +1,84 @@
+"""The decoded form of a ramsnap: a directory with ``ram`` (sparse) and ``state/``."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from cache.durable import write_all
+from cache.host_errors import host_errors
+from spec.digest import digest_from_hash
+from spec.errors import DigestMismatch
+from spec.ramsnap import FRAME_BYTES, FrameRecord, RamsnapHeader, page_runs
+from spec.sizes import PAGE_BYTES
+
+RAM_NAME = "ram"
+STATE_NAME = "state"
+
+
+class ImageFiles:
+    """Where decoded frames go. Made for one header; several threads may write different frames."""
+
+    def __init__(self, directory: Path, header: RamsnapHeader) -> None:
+        """Create ``directory``, which must not exist, and the files in it, all holes. Raises NoSpace, HostLimit, …"""
+        self._directory = directory
+        self._state = directory / STATE_NAME
+        self._header = header
+        self._fds: list[int] = []
+        self._places: list[tuple[int, int]] = []
+        """Descriptor and offset in the file, by the number of the frame."""
+        with host_errors(directory):
+            directory.mkdir(mode=0o700, parents=True)
+        try:
+            with host_errors(directory):
+                self._state.mkdir(mode=0o755)
+                for file in header.state:
+                    self._create(self._state / file.name, file.size)
+                self._create(directory / RAM_NAME, header.memory_bytes)
+        except BaseException:
+            self.discard()
+            raise
+
+    def _create(self, path: Path, size_bytes: int) -> None:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        self._fds.append(fd)
+        os.ftruncate(fd, size_bytes)
+        self._places.extend((fd, at) for at in range(0, size_bytes, FRAME_BYTES))
+
+    def write(self, number: int, frame: FrameRecord, payload: bytes) -> None:
+        """Put the payload of a frame where it belongs; absent pages stay holes. Raises NoSpace, HostLimit, …"""
+        fd, start = self._places[number]
+        runs = ((0, payload),) if frame.is_state else _runs(frame.pages, payload)
+        with host_errors(self._directory):
+            for at, content in runs:
+                write_all(fd, content, start + at)
+
+    def finish(self) -> None:
+        """Check the digests of the state files and close everything; the files stay. Raises DigestMismatch."""
+        for file in self._header.state:
+            with (self._state / file.name).open("rb") as stream:
+                actual = digest_from_hash(hashlib.file_digest(stream, "sha256"))
+            if actual != file.digest:
+                raise DigestMismatch(f"state file {file.name!r} has {actual}, the header says {file.digest}")
+        self._close()
+
+    def discard(self) -> None:
+        """Close and remove everything."""
+        self._close()
+        shutil.rmtree(self._directory)
+
+    def _close(self) -> None:
+        while self._fds:
+            os.close(self._fds.pop())
+
+
+def _runs(pages: bytes, payload: bytes) -> Iterator[tuple[int, memoryview]]:
+    """Cut the payload into runs of neighbouring pages, each with its offset in the frame's 4 MiB."""
+    view, taken = memoryview(payload), 0
+    for page, count in page_runs(pages):
+        length = count * PAGE_BYTES
+        yield page * PAGE_BYTES, view[taken : taken + length]
+        taken += length
