@@ -164,7 +164,7 @@ def parse_index(payload: bytes, *, header_frame_bytes: int, limits: RamsnapLimit
         raise CorruptRamsnap(f"the header has {len(payload)} bytes, its parts claim others", frames=records)
     try:
         header = msgspec.json.decode(payload[PREAMBLE_BYTES:table_at], type=RamsnapHeader)
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise CorruptRamsnap(f"the header's JSON: {error}") from error
     _check_header(header, limits)
     frames = tuple(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+import struct
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -154,6 +155,13 @@ def test_the_reserved_field_is_zero() -> None:
     payload[-RECORD_BYTES + 20] = 1
     with pytest.raises(CorruptRamsnap, match="reserved"):
         parse_index(bytes(payload), header_frame_bytes=START)
+
+
+@pytest.mark.parametrize("document", [b"", b"{}", b"[1]", b'{"version":"1"}', b'{"x":"\xff"}', b"[" * 9000])
+def test_json_that_is_none_or_of_another_shape(document: bytes) -> None:
+    payload = b"OVMSRAM1" + struct.pack("<II", len(document), 0) + document
+    with pytest.raises(CorruptRamsnap, match="JSON"):
+        parse_index(payload, header_frame_bytes=START)
 
 
 @given(st.data())
