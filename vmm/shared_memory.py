@@ -34,7 +34,7 @@ def read(path: Path, offset: int, length: int) -> bytes:
     """``length`` bytes at ``offset``. Raises OutOfRange."""
     fd = os.open(path, os.O_RDONLY)
     try:
-        _check_range(fd, offset, length)
+        check_range(os.fstat(fd).st_size, offset, length)
         return os.pread(fd, length, offset)
     finally:
         os.close(fd)
@@ -44,14 +44,14 @@ def write(path: Path, offset: int, data: bytes) -> None:
     """Put ``data`` at ``offset``, all of it or nothing. Raises OutOfRange."""
     fd = os.open(path, os.O_WRONLY)
     try:
-        _check_range(fd, offset, len(data))
+        check_range(os.fstat(fd).st_size, offset, len(data))
         os.pwrite(fd, data, offset)
     finally:
         os.close(fd)
 
 
-def _check_range(fd: int, offset: int, length: int) -> None:
-    size_bytes = os.fstat(fd).st_size
+def check_range(size_bytes: int, offset: int, length: int) -> None:
+    """Raise OutOfRange unless ``length`` bytes at ``offset`` lie within a device of that size."""
     if offset < 0 or length < 0 or offset + length > size_bytes:
         raise OutOfRange(
             f"{length} bytes at offset {offset} are not within the device's {size_bytes} bytes",
