@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ def store_snapshot(
     base: Artifact,
     *,
     ramsnap: EncodedRamsnap,
-    overlay: Path | None,
+    overlays: Sequence[Path],
     reference: Reference,
     memory_bytes: int,
     cpus: int,
@@ -33,8 +34,8 @@ def store_snapshot(
 ) -> Digest:
     """Store and name a snapshot whose RAM is already a blob of the store; returns the digest of its OCI manifest.
 
-    ``overlay`` has what was written to the disk since the base, and must not be written to any more; it becomes one
-    more diff layer. Everything else of the base's manifest.json is kept, fields we do not know included, and the base
+    ``overlays`` have what was written to the disk since the base, lowest first, and must not be written to any more;
+    each becomes one more diff layer. Everything else of the base's manifest.json is kept, fields we do not know included, and the base
     is the ``subject`` of the new artifact. If it fails, the RAM's blob is discarded too. Raises UnsafeDisk, BlobNotFound, InvalidManifest (too many layers), NoSpace.
     """
     document: dict[str, Any] = msgspec.json.decode(base.manifest_bytes)
@@ -59,12 +60,15 @@ def store_snapshot(
     blobs[ramsnap.digest] = StoredBlob(size_bytes=ramsnap.size_bytes, ramsnap_header=ramsnap.header_digest)
     with store.pinned(base.digest), store.adding() as added:
         added.append(ramsnap.digest)
-        if overlay is not None:
-            digest, size, image_bytes = _store_overlay(store, base, overlay)
+        below = _top_layer(base) if overlays else None
+        for overlay in overlays:
+            with DiskFile(overlay) as disk:
+                digest, size = disk.store(store, below)
+                layer = {"ref": digest, "format": "qcow2", "size": disk.size_bytes}
             added.append(digest)
             blobs[digest] = StoredBlob(size_bytes=size)
-            layer = {"ref": digest, "format": "qcow2", "size": image_bytes}
             document["diskLayers"] = [*document["diskLayers"], layer]
+            below = Below(digest, "qcow2")
         manifest_bytes = msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"
         manifest = decode_manifest(manifest_bytes)
         added.append(store.put_bytes(manifest_bytes))
@@ -72,13 +76,8 @@ def store_snapshot(
         return store.put_artifact(oci_bytes, reference.local_name)
 
 
-def _store_overlay(store: Store, base: Artifact, overlay: Path) -> tuple[Digest, int, int]:
-    """Digest and size of the new layer's blob, and the size of the image in it, in bytes."""
+def _top_layer(base: Artifact) -> Below:
     if not base.disk_layers:
-        raise InternalError(f"{overlay} is an overlay of an artifact without a disk")
-    top = base.disk_layers[-1]
+        raise InternalError(f"an overlay of an artifact without a disk: {base.digest}")
     top_format = base.manifest.disk_layers[-1].format
-    with DiskFile(overlay) as disk:
-        below = Below(top.content_digest, "qcow2" if top_format == "qcow2" else "raw")
-        digest, size = disk.store(store, below)
-        return digest, size, disk.size_bytes
+    return Below(base.disk_layers[-1].content_digest, "qcow2" if top_format == "qcow2" else "raw")
