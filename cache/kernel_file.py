@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import struct
 from pathlib import Path
 from typing import Final
 
@@ -13,8 +12,8 @@ from spec.errors import InvalidInput
 _BZIMAGE_MAGIC_AT: Final = 0x202
 _BZIMAGE_MAGIC: Final = b"HdrS"
 _ELF64_LITTLE_ENDIAN: Final = b"\x7fELF\x02\x01"
-_MACHINE_AT: Final = 18
-_X86_64: Final = 62
+_ELF_MACHINE: Final = slice(18, 20)
+_X86_64: Final = b"\x3e\x00"
 
 
 def check_kernel(path: Path) -> None:
@@ -27,7 +26,7 @@ def check_kernel(path: Path) -> None:
         os.close(fd)
     if head[_BZIMAGE_MAGIC_AT:].startswith(_BZIMAGE_MAGIC):
         return
-    if head.startswith(_ELF64_LITTLE_ENDIAN) and struct.unpack_from("<H", head, _MACHINE_AT)[0] == _X86_64:
+    if head.startswith(_ELF64_LITTLE_ENDIAN) and head[_ELF_MACHINE] == _X86_64:
         return
     raise InvalidInput(
         f"{path} is not a kernel: neither a Linux bzImage nor an x86-64 ELF",
