@@ -16,6 +16,7 @@ from scripts.demo.report import table
 from scripts.demo.store import pack_demo
 from scripts.demo.tour import Figures, TourError, tour
 from spec.errors import OvmsError
+from vmm.driver import RuntimeName
 from vmm.registry import drivers
 
 CLONES = 8
@@ -39,9 +40,9 @@ def say(text: str) -> None:
     sys.stderr.flush()
 
 
-async def usable_runtimes() -> list[str]:
+async def usable_runtimes() -> list[RuntimeName]:
     """The names of the runtimes that work here; why another doesn't is said."""
-    usable = []
+    usable: list[RuntimeName] = []
     for driver in drivers({}).values():
         report = await driver.probe()
         if report.usable:

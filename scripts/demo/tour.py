@@ -12,6 +12,7 @@ from scripts.demo.line import DemoLine, parse
 from spec.api import LogEnd, LogLine, MmioWrite, Overrides, SnapshotReply
 from spec.errors import OvmsError
 from spec.instance import InstanceInfo
+from vmm.driver import RuntimeName
 
 LINE_LIMIT_S = 90.0
 """What a guest may take to its next line; an emulated one on a busy machine needs patience."""
@@ -36,7 +37,9 @@ class Figures:
     """As their status was at the end, memory included."""
 
 
-async def tour(client: Client, reference: str, runtime: str, clones: int, say: Callable[[str], None]) -> Figures:
+async def tour(
+    client: Client, reference: str, runtime: RuntimeName, clones: int, say: Callable[[str], None]
+) -> Figures:
     """Boot ``reference``, snapshot it, start clones one after another, and hold every one to its promise.
 
     Raises TourError, OvmsError.
@@ -72,8 +75,8 @@ async def tour(client: Client, reference: str, runtime: str, clones: int, say: C
     return figures
 
 
-async def _start(client: Client, reference: str, runtime: str, name: str) -> InstanceInfo:
-    overrides = Overrides(runtime="qemu" if runtime == "qemu" else "cloud-hypervisor", name=name)
+async def _start(client: Client, reference: str, runtime: RuntimeName, name: str) -> InstanceInfo:
+    overrides = Overrides(runtime=runtime, name=name)
     reply = await client.start(reference, overrides, wait="running", timeout_s=LINE_LIMIT_S)
     if reply.info is None:
         raise TourError(f"{name} is still {reply.status} after {LINE_LIMIT_S:.0f} s")
