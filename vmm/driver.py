@@ -142,11 +142,14 @@ class SaveTarget:
 class Saved(Protocol):
     """A machine's state at one point in time. The machine stands still until the caller decides how it goes on."""
 
-    in_place: bool
-    """True: the process now writes to the new overlays and may be resumed; :meth:`complete` may run meanwhile.
-    False: the process must not run again unless the snapshot is given up; a successor continues from it."""
+    @property
+    def in_place(self) -> bool:
+        """True: the process now writes to the new overlays and may be resumed; :meth:`complete` may run meanwhile.
+        False: the process must not run again unless the snapshot is given up; a successor continues from it."""
 
-    compatibility: Compatibility
+    @property
+    def compatibility(self) -> Compatibility:
+        """What the header of the snapshot says of the machine."""
 
     async def complete(self, image: Path) -> None:
         """For a machine whose RAM is private: write its whole RAM to the file ``image`` (which must not exist).
