@@ -17,8 +17,8 @@ def answer(command: str, body: dict[str, str], faults: dict[str, dict[str, str]]
     if command == "vm.snapshot":
         for name, text in faults.get("files", {}).items():
             (Path(body["destination_url"].removeprefix("file://")) / name).write_text(text)
-    version = json.dumps({"build_version": "v0.0-fake"})
-    return reply_of("200 OK", version if command == "vmm.ping" else "")
+    objects = {"vmm.ping": {"build_version": "v0.0-fake"}, "vm.info": {"state": "Running"}}
+    return reply_of("200 OK", json.dumps(objects[command]) if command in objects else "")
 
 
 def serve(faults: dict[str, object]) -> None:

@@ -304,6 +304,13 @@ async def test_a_guest_that_ignores_the_power_button_is_ended_all_the_same(host:
     assert (ending.code, ending.guest) == (0, None)
 
 
+async def test_a_guest_that_stands_still_is_not_asked_to_power_off(host: Host) -> None:
+    vm = await host.booted()
+    await vm.pause()
+    async with asyncio.timeout(5):
+        assert (await vm.stop(guest_grace_s=60)).code == 0
+
+
 async def test_a_flood_of_output_blocks_nobody(host: Host) -> None:
     vm = await host.booted("mode=flood")
     await host.until(lambda: host.console(vm).count("flood") > 1000)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import shutil
 from collections.abc import Awaitable
 from dataclasses import dataclass
@@ -15,15 +14,15 @@ from anyio import CancelScope
 from anyio.to_thread import run_sync
 
 from spec.compatibility import Compatibility, MemoryRegion
-from spec.errors import FileMissing, InUse, VmmGarbage
-from vmm import smaps
+from spec.errors import VmmGarbage, VmmRefused
+from vmm import ram_file, smaps
 from vmm.cloud_hypervisor import snapshot
 from vmm.cloud_hypervisor.api import Api
 from vmm.cloud_hypervisor.config import device_records, vm_config
 from vmm.cloud_hypervisor.events import guest_ending
 from vmm.cloud_hypervisor.probe import restore_target
 from vmm.cpu import host_cpu
-from vmm.driver import Ending, Machine, MemoryUse, Ram, SaveTarget, VmmFiles
+from vmm.driver import Ending, Machine, MemoryUse, SaveTarget, VmmFiles
 from vmm.process import Rung, VmmProcess
 
 T = TypeVar("T")
@@ -90,7 +89,7 @@ class CloudHypervisorVm:
 
     async def boot(self) -> None:
         """Make the RAM file and boot from the kernel; the file goes again if that fails."""
-        await run_sync(_create_ram, self._machine.ram)
+        ram_file.create(self._machine.ram)
         try:
             await self._call("vm.create", vm_config(self._machine), limit_s=_BOOT_LIMIT_S)
             await self._call("vm.boot", limit_s=_BOOT_LIMIT_S)
@@ -136,11 +135,12 @@ class CloudHypervisorVm:
 
     async def stop(self, *, guest_grace_s: float) -> Ending:
         """Power button, vmm.shutdown, SIGTERM, SIGKILL."""
-        rungs = [Rung("power button", lambda: self._api.put("vm.power-button"), guest_grace_s)] * (guest_grace_s > 0)
-        rungs += [
+        rungs = [
             Rung("vmm.shutdown", self._quit, _QUIT_LIMIT_S),
             self._process.signal_rung(Signals.SIGTERM, _TERMINATE_LIMIT_S),
         ]
+        if guest_grace_s > 0:
+            rungs.insert(0, Rung("power button", self._press_power_button, guest_grace_s))
         try:
             await self._process.kill_ladder(rungs)
         except BaseException:
@@ -167,6 +167,13 @@ class CloudHypervisorVm:
         self._files.remove()
         self._concluded = True
 
+    async def _press_power_button(self) -> None:
+        """Only a guest that runs can hear it; for any other the ladder goes on at once."""
+        state = (await self._api.get("vm.info")).get("state")
+        if state != "Running":
+            raise VmmRefused(f"the machine is {state}")
+        await self._api.put("vm.power-button")
+
     async def _quit(self) -> None:
         self._told_to_quit = True
         await self._api.put("vmm.shutdown")
@@ -186,7 +193,7 @@ class CloudHypervisorVm:
         return await self._process.until_ready(call, limit_s=limit_s, what=f"reply to {command}")
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class CloudHypervisorSaved:
     """See :class:`vmm.driver.Saved`. The process goes on writing to its RAM file, so a successor must continue."""
 
@@ -199,19 +206,6 @@ class CloudHypervisorSaved:
         """Move the RAM that was written with the state to ``image``, on the same file system."""
         if self.copied is not None:
             await run_sync(snapshot.move_new, self.copied, image)
-
-
-def _create_ram(ram: Ram) -> None:
-    try:
-        fd = os.open(ram.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    except FileExistsError as error:
-        raise InUse(f"the RAM file {ram.path} exists already") from error
-    except FileNotFoundError as error:
-        raise FileMissing(f"there is no directory {ram.path.parent}") from error
-    try:
-        os.ftruncate(fd, ram.size_bytes)
-    finally:
-        os.close(fd)
 
 
 def _compatibility(machine: Machine, version: str, regions: list[MemoryRegion]) -> Compatibility:

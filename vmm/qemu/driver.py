@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
+import socket
 import stat
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from anyio import CancelScope
 from anyio.to_thread import run_sync
 
-from spec.errors import FileMissing, InUse, NoSpace, PermissionMissing
-from vmm import unix_socket
+from spec.errors import FileMissing, PermissionMissing
+from vmm import ram_file, unix_socket
 from vmm.driver import Machine, Ram, RuntimeName, RuntimeReport, VmmFiles
 from vmm.process import VmmProcess
 from vmm.qemu.block_graph import disk_node
@@ -46,13 +46,28 @@ class Qemu:
         """
         installation = await run_sync(self._installation)
         disks = await run_sync(_prepare, machine, installation)
-        with ExitStack() as undo:
+        made: list[Path] = []
+        try:
             if not machine.ram.private:
                 _create_ram(machine.ram)  # microseconds, and in a thread a cancellation could miss it
-                undo.callback(machine.ram.path.unlink, missing_ok=True)
-            vm = await self._start(installation, machine, files, disks, incoming=incoming)
-            undo.pop_all()
-        return vm
+                made.append(machine.ram.path)
+            address = _socket(files)
+            listener = _listen(address)
+            made.append(address)
+            with listener:  # QEMU has its own then: should it die, waiting connections break
+                fd = listener.fileno()
+                argv = command_line(installation, machine, files, disks=disks, qmp_fd=fd, incoming=incoming)
+                process = VmmProcess.spawn(argv, stderr=files.log, pass_fds=[fd])
+            try:
+                return await _connected(process, machine, installation, address)
+            except BaseException:
+                with CancelScope(shield=True):
+                    await process.kill_ladder(())
+                raise
+        except BaseException:
+            with CancelScope(shield=True):
+                await run_sync(_remove, made)
+            raise
 
     async def attach(self, machine: Machine, files: VmmFiles, pid: int) -> QemuVm:
         """Take over a process by the socket in its instance's directory. Raises VmmExited, VmmTimeout, VmmGarbage."""
@@ -63,36 +78,6 @@ class Qemu:
         except BaseException:
             process.release()
             raise
-
-    async def _start(
-        self,
-        installation: Installation,
-        machine: Machine,
-        files: VmmFiles,
-        disks: list[dict[str, Any]],
-        *,
-        incoming: bool,
-    ) -> QemuVm:
-        socket = _socket(files)
-        with ExitStack() as undo:
-            try:
-                listener = unix_socket.listen(socket)
-            except OSError as error:
-                raise FileMissing(f"cannot prepare {socket}: {error.strerror}") from error
-            undo.callback(socket.unlink, missing_ok=True)
-            with listener:  # the process has its own then: should it die, waiting connections break
-                argv = command_line(
-                    installation, machine, files, disks=disks, qmp_fd=listener.fileno(), incoming=incoming
-                )
-                process = VmmProcess.spawn(argv, stderr=files.log, pass_fds=[listener.fileno()])
-            try:
-                vm = await _connected(process, machine, installation, socket)
-            except BaseException:
-                with CancelScope(shield=True):
-                    await process.kill_ladder(())
-                raise
-            undo.pop_all()
-        return vm
 
     def _installation(self) -> Installation:
         """What was found the last time, unless the binary has been replaced since. Blocks. Raises MissingTool."""
@@ -108,11 +93,23 @@ class Qemu:
 async def _connected(process: VmmProcess, machine: Machine, installation: Installation, socket: Path) -> QemuVm:
     greeting = Monitor.connect(socket)
     monitor = await process.until_ready(greeting, limit_s=_START_LIMIT_S, what="QMP greeting")
-    return QemuVm(process, monitor, machine, installation, socket)
+    return QemuVm(process, monitor, machine, installation, address)
 
 
 def _socket(files: VmmFiles) -> Path:
     return files.directory / f"qemu-{files.generation}.sock"
+
+
+def _listen(path: Path) -> socket.socket:
+    try:
+        return unix_socket.listen(path)
+    except OSError as error:
+        raise FileMissing(f"cannot prepare {path}: {error.strerror}") from error
+
+
+def _remove(paths: list[Path]) -> None:
+    for path in paths:
+        path.unlink(missing_ok=True)
 
 
 def _inode(binary: Path) -> tuple[int, int]:
@@ -150,19 +147,3 @@ def _check_image(ram: Ram, installation: Installation) -> None:
             f"QEMU before 8.2 opens RAM images for writing, which this user may not do to {ram.path}",
             remedy="Install QEMU 8.2 or later, or give the image to the user that runs QEMU.",
         ) from error
-
-
-def _create_ram(ram: Ram) -> None:
-    try:
-        fd = os.open(ram.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    except FileExistsError as error:
-        raise InUse(f"the RAM file {ram.path} exists already") from error
-    except OSError as error:
-        raise FileMissing(f"cannot make the RAM file {ram.path}: {error.strerror}") from error
-    try:
-        os.ftruncate(fd, ram.size_bytes)
-    except OSError as error:
-        ram.path.unlink()
-        raise NoSpace(f"cannot make a RAM file of {ram.size_bytes} bytes: {error.strerror}") from error
-    finally:
-        os.close(fd)
