@@ -59,9 +59,10 @@ class _Directory:
         *parents, last = name.split("/")
         path = self._root / name
         fd = _open_beneath(self._root, parents, last, path)
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise UnsafeArchive(f"{path} is not a plain file", member=name)
         with os.fdopen(fd, "rb", buffering=0) as file, host_errors(path):
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
-                raise UnsafeArchive(f"{path} is not a plain file", member=name)
             yield file
 
 

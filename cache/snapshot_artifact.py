@@ -35,8 +35,9 @@ def store_snapshot(
     """Store and name a snapshot whose RAM is already a blob of the store; returns the digest of its OCI manifest.
 
     ``overlays`` have what was written to the disk since the base, lowest first, and must not be written to any more;
-    each becomes one more diff layer. Everything else of the base's manifest.json is kept, fields we do not know included, and the base
-    is the ``subject`` of the new artifact. If it fails, the RAM's blob is discarded too. Raises UnsafeDisk, BlobNotFound, InvalidManifest (too many layers), NoSpace.
+    each becomes one more diff layer. Everything else of the base's manifest.json is kept, fields we do not know
+    included, and the base is the ``subject`` of the new artifact. If it fails, the RAM's blob is discarded too.
+    Raises UnsafeDisk, BlobNotFound, InvalidManifest (too many layers), NoSpace.
     """
     document: dict[str, Any] = msgspec.json.decode(base.manifest_bytes)
     document |= {

@@ -78,6 +78,18 @@ def test_a_stream_longer_than_announced_is_not_read_to_its_end(store: Store) -> 
     assert stream.tell() <= (1 << 20) + 1
 
 
+def test_a_finished_file_is_taken_without_a_copy(store: Store) -> None:
+    path = store.root / "finished"
+    path.write_bytes(b"finished")
+    inode = path.stat().st_ino
+    store.take_file(path, digest_of(b"finished"))
+    assert store.verify_blob(descriptor_of(b"finished")).stat().st_ino == inode
+    assert not path.exists()
+    with pytest.raises(FileMissing):
+        store.take_file(path, digest_of(b"finished"))
+    assert store.remove_unreferenced() == []
+
+
 def test_only_plain_files_are_put(store: Store, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     with pytest.raises(FileMissing):
