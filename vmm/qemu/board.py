@@ -62,6 +62,18 @@ def devices(machine: Machine) -> list[dict[str, Any]]:
     return found
 
 
+def hardware(machine: Machine) -> dict[str, Any]:
+    """All that the guest can see of the machine, without a host path: stored with a snapshot, equal on both sides."""
+    return {
+        "board": REVISION,
+        "cpus": machine.cpus,
+        "memory_bytes": machine.ram.size_bytes,
+        "devices": devices(machine),
+        "disks": [{"read_only": disk.read_only} for disk in machine.disks],
+        "ivshmem": [device.size_bytes for device in machine.devices],
+    }
+
+
 def device_records(machine: Machine) -> list[DeviceRecord]:
     """The devices for the snapshot's header."""
     disks = [DeviceRecord(kind="disk", name=disk_id(number)) for number in range(len(machine.disks))]

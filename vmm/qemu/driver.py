@@ -49,7 +49,7 @@ class Qemu:
         made: list[Path] = []
         try:
             if not machine.ram.private:
-                _create_ram(machine.ram)  # microseconds, and in a thread a cancellation could miss it
+                ram_file.create(machine.ram)
                 made.append(machine.ram.path)
             address = _socket(files)
             listener = _listen(address)
@@ -93,7 +93,7 @@ class Qemu:
 async def _connected(process: VmmProcess, machine: Machine, installation: Installation, socket: Path) -> QemuVm:
     greeting = Monitor.connect(socket)
     monitor = await process.until_ready(greeting, limit_s=_START_LIMIT_S, what="QMP greeting")
-    return QemuVm(process, monitor, machine, installation, address)
+    return QemuVm(process, monitor, machine, installation, socket)
 
 
 def _socket(files: VmmFiles) -> Path:

@@ -14,7 +14,7 @@ from spec.compatibility import RestoreTarget
 from spec.errors import MissingTool
 from vmm.cpu import HostCpu, host_cpu
 from vmm.driver import Limitation, RuntimeReport
-from vmm.process import clean_environment
+from vmm.spawn import clean_environment
 from vmm.qemu.board import board_name
 
 BINARY = "qemu-system-x86_64"

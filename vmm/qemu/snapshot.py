@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import msgspec
 from anyio.to_thread import run_sync
 
 from spec.compatibility import Compatibility
-from spec.errors import InUse
-from vmm.driver import Ram
+from spec.errors import CorruptRamsnap, FileMissing, IncompatibleSnapshot, InUse
+from vmm.driver import Machine, Ram
 from vmm.pagemap import Extent, capture_own_pages, complete_image
+from vmm.qemu.board import hardware
 
 STATE_FILE = "devices"
 """In the state directory: QEMU's device state, without RAM."""
+BOARD_FILE = "board.json"
+"""Beside it: the hardware it belongs to. QEMU itself notices a device too few, but none too many, nor a vCPU."""
+
+_MAX_BOARD_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +48,35 @@ class ChangedPages:
     def discard(self) -> None:
         """Give the memory back."""
         self.copy.unlink(missing_ok=True)
+
+
+def write_board(machine: Machine, state_dir: Path) -> None:
+    """Record the hardware with a snapshot. Blocks."""
+    (state_dir / BOARD_FILE).write_bytes(msgspec.json.encode(hardware(machine)))
+
+
+def open_state(machine: Machine, state_dir: Path) -> int:
+    """A descriptor of device state that is fit for the machine. Blocks.
+
+    Raises IncompatibleSnapshot, CorruptRamsnap, FileMissing.
+    """
+    try:
+        with (state_dir / BOARD_FILE).open("rb") as file:
+            then = msgspec.json.decode(file.read(_MAX_BOARD_BYTES), type=dict[str, Any])
+        fd = os.open(state_dir / STATE_FILE, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise FileMissing(f"the device state in {state_dir} can't be read: {error}", path=str(state_dir)) from error
+    except msgspec.MsgspecError as error:
+        raise CorruptRamsnap(f"the snapshot's {BOARD_FILE} can't be read: {error}") from error
+    now = msgspec.to_builtins(hardware(machine))
+    for part in sorted(now.keys() | then.keys()):
+        if now.get(part) != then.get(part):
+            os.close(fd)
+            raise IncompatibleSnapshot(
+                f"{part}: the snapshot was made with {then.get(part)!r:.200}, this machine has {now.get(part)!r:.200}",
+                property=part,
+            )
+    return fd
 
 
 def capture(pid: int, ram: Ram, state_dir: Path) -> ChangedPages:

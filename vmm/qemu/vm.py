@@ -16,7 +16,7 @@ from anyio import CancelScope
 from anyio.to_thread import run_sync
 
 from spec.compatibility import Compatibility
-from spec.errors import CorruptRamsnap, FileMissing, InternalError, OvmsError, VmmGarbage, VmmRefused
+from spec.errors import InternalError, OvmsError, VmmGarbage, VmmRefused
 from vmm import smaps
 from vmm.driver import Disk, Ending, Machine, MemoryUse, SaveTarget
 from vmm.process import Rung, VmmProcess
@@ -24,7 +24,7 @@ from vmm.qemu.block_graph import overlay_node
 from vmm.qemu.board import device_records, disk_id, memory_regions
 from vmm.qemu.installation import Installation
 from vmm.qemu.monitor import Monitor
-from vmm.qemu.snapshot import STATE_FILE, QemuSaved, capture
+from vmm.qemu.snapshot import STATE_FILE, QemuSaved, capture, open_state, write_board
 
 T = TypeVar("T")
 
@@ -71,9 +71,9 @@ class QemuVm:
 
     async def restore(self, state_dir: Path, *, resume: bool) -> None:
         """Load the device state, prove that RAM is a private mapping, and only then let the vCPUs go."""
-        state = await run_sync(_open_state, state_dir / STATE_FILE)
+        state = await run_sync(open_state, self._machine, state_dir)
         try:
-            await self._race(self._load(state), "the device state to load", _LOAD_LIMIT_S)
+            await self._race(self._load(state), "confirmation that the device state is loaded", _LOAD_LIMIT_S)
         finally:
             os.close(state)
         await run_sync(smaps.prove_private, self.pid, self._machine.ram)
@@ -97,8 +97,9 @@ class QemuVm:
         """
         await self._leave_firmware()
         in_place = self._machine.ram.private
-        state_file = target.state_dir / STATE_FILE
-        await self._command("xen-save-devices-state", {"filename": str(state_file.absolute()), "live": not in_place})
+        state_file = (target.state_dir / STATE_FILE).absolute()
+        await self._command("xen-save-devices-state", {"filename": str(state_file), "live": not in_place})
+        await run_sync(write_board, self._machine, target.state_dir)
         compatibility = self._compatibility()
         if not in_place:
             self._superseded = True
@@ -142,7 +143,7 @@ class QemuVm:
                 async with asyncio.timeout(_EVENTS_LIMIT_S):
                     await self._monitor.drained()
             await self._monitor.close()
-            self._socket.unlink(missing_ok=True)
+            await run_sync(lambda: self._socket.unlink(missing_ok=True))
         return Ending(code=code, signal=signal, guest=self._monitor.guest_ending)
 
     async def detach(self) -> None:
@@ -245,17 +246,6 @@ class QemuVm:
 
     async def _race(self, call: Awaitable[T], what: str, limit_s: float) -> T:
         return await self._process.until_ready(call, limit_s=limit_s, what=what)
-
-
-def _open_state(path: Path) -> int:
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        raise FileMissing(f"the device state {path} can't be read: {error.strerror}", path=str(path)) from error
-    if os.fstat(fd).st_size == 0:
-        os.close(fd)
-        raise CorruptRamsnap(f"the device state {path} is empty")
-    return fd
 
 
 def _nodes_in_use(blocks: list[dict[str, Any]]) -> dict[str, str]:
