@@ -1,42 +1,29 @@
-"""A VMM as a child process: spawned without a fork of the daemon, watched by a pidfd, ended by a ladder.
+"""A VMM as a process to watch, to wait for, and to end by a ladder.
 
-``os.posix_spawn`` costs the same whatever the size of the daemon, and a pidfd makes an exit one readable descriptor
-of the event loop: no thread, no SIGCHLD handler, no pid that could meanwhile be another process.
+A pidfd makes an exit one readable descriptor of the event loop: no thread, no SIGCHLD handler, no pid that could
+meanwhile be another process.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import os
-import shutil
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from signal import SIGKILL, SIGSTOP, Signals, pidfd_send_signal, valid_signals
+from signal import SIGKILL, Signals, pidfd_send_signal
 from typing import NamedTuple, TypeVar
 
 import anyio
 import structlog
 
-from spec.errors import (
-    CapacityExceeded,
-    FileMissing,
-    MissingTool,
-    NoSpace,
-    OvmsError,
-    PermissionMissing,
-    VmmExited,
-    VmmTimeout,
-)
+from spec.errors import OvmsError, VmmExited, VmmTimeout
+from vmm.spawn import start
 
 T = TypeVar("T")
 
 _log = structlog.get_logger(__name__)
-
-_KEPT_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "TZ", "TMPDIR")
-"""All that a VMM inherits: the daemon's environment may hold registry passwords and tokens."""
 
 _KILL_LIMIT_S = 30.0
 """After SIGKILL only the kernel can still hold a process (uninterruptible I/O)."""
@@ -93,43 +80,11 @@ class VmmProcess:
     ) -> VmmProcess:
         """Start ``argv`` in a session of its own; ``stdout`` (None: /dev/null) and ``stderr`` are appended to.
 
-        ``pass_fds`` keep their numbers in the child and stay open, and the caller's, here; every other descriptor of
-        ours is close-on-exec, as Python makes them. Raises MissingTool, FileMissing, PermissionMissing, NoSpace,
-        CapacityExceeded.
+        ``pass_fds`` keep their numbers in the child and stay open, and the caller's, here. Raises what
+        :func:`vmm.spawn.start` raises.
         """
-        program = shutil.which(argv[0])
-        if program is None:
-            raise MissingTool(f"{argv[0]} is not an executable program", tool=argv[0])
-        if any(fd < 3 for fd in pass_fds):
-            raise ValueError("descriptors 0 to 2 are the standard streams")
-        opened: list[int] = []
-        try:
-            null = os.open(os.devnull, os.O_RDWR)
-            opened.append(null)
-            out = null if stdout is None else _open_appending(stdout, opened)
-            err = _open_appending(stderr, opened)
-            log_offset = os.lseek(err, 0, os.SEEK_END)
-            pid = os.posix_spawn(
-                program,
-                list(argv),
-                clean_environment(),
-                file_actions=[
-                    (os.POSIX_SPAWN_DUP2, null if stdin is None else stdin, 0),
-                    (os.POSIX_SPAWN_DUP2, out, 1),
-                    (os.POSIX_SPAWN_DUP2, err, 2),
-                    # A dup2 onto itself clears close-on-exec in the child alone (POSIX.1-2024, glibc ≥ 2.29).
-                    *((os.POSIX_SPAWN_DUP2, fd, fd) for fd in pass_fds),
-                ],
-                setsid=True,
-                setsigmask=(),
-                setsigdef=valid_signals() - {SIGKILL, SIGSTOP},  # Python ignores SIGPIPE
-            )
-            return cls(pid, _pidfd_of_child(pid), Path(program).name, stderr, log_offset)
-        except OSError as error:
-            raise _spawn_error(program, error) from error
-        finally:
-            for fd in opened:
-                os.close(fd)
+        started = start(argv, stdin=stdin, stdout=stdout, stderr=stderr, pass_fds=pass_fds)
+        return cls(started.pid, started.pidfd, started.name, stderr, started.log_offset)
 
     @classmethod
     def attach(cls, pid: int, *, name: str = "the VMM", log: Path | None = None) -> VmmProcess:
@@ -264,39 +219,3 @@ class VmmProcess:
         except OSError:
             return ""
         return tail.decode(errors="replace").strip()
-
-
-def clean_environment() -> dict[str, str]:
-    """The part of our environment that a VMM is given."""
-    return {name: os.environ[name] for name in _KEPT_ENVIRONMENT if name in os.environ}
-
-
-def _open_appending(path: Path, opened: list[int]) -> int:
-    fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o640)
-    opened.append(fd)
-    return fd
-
-
-def _pidfd_of_child(pid: int) -> int:
-    try:
-        return os.pidfd_open(pid)
-    except OSError:  # descriptors exhausted: a child that we can't watch must not stay
-        os.kill(pid, SIGKILL)
-        os.waitpid(pid, 0)
-        raise
-
-
-def _spawn_error(program: str, error: OSError) -> OvmsError:
-    """An OSError of opening the logs or of posix_spawn as one of ours."""
-    detail = f"cannot start {program}: {error.strerror}" + (f" ({error.filename})" if error.filename else "")
-    match error.errno:
-        case errno.EMFILE | errno.ENFILE | errno.EAGAIN | errno.ENOMEM:
-            return CapacityExceeded(detail, remedy="Raise the limits of open files and processes, or stop instances.")
-        case errno.ENOSPC | errno.EDQUOT:
-            return NoSpace(detail)
-        case errno.EACCES | errno.EPERM | errno.EROFS:
-            return PermissionMissing(detail)
-        case errno.ENOEXEC:
-            return MissingTool(detail, tool=program)
-        case _:
-            return FileMissing(detail)

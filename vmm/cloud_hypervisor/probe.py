@@ -11,7 +11,7 @@ from pathlib import Path
 from spec.compatibility import RestoreTarget
 from vmm.cpu import HostCpu, host_cpu
 from vmm.driver import Limitation, RuntimeReport
-from vmm.process import clean_environment
+from vmm.spawn import clean_environment
 
 BINARY = "cloud-hypervisor"
 _KVM = Path("/dev/kvm")

@@ -14,8 +14,8 @@ from spec.compatibility import RestoreTarget
 from spec.errors import MissingTool
 from vmm.cpu import HostCpu, host_cpu
 from vmm.driver import Limitation, RuntimeReport
-from vmm.spawn import clean_environment
 from vmm.qemu.board import board_name
+from vmm.spawn import clean_environment
 
 BINARY = "qemu-system-x86_64"
 _KVM = Path("/dev/kvm")
