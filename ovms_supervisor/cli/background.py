@@ -136,9 +136,11 @@ def _wait_until_ready(child: subprocess.Popen[bytes], notified: sockets.socket) 
 
 
 def _said(log: Path, begin: int) -> str:
+    """The last lines of the log since ``begin``, as a part of a sentence."""
     with log.open("rb") as file:
         file.seek(max(begin, log.stat().st_size - _LOG_TAIL_BYTES))
-        lines = [line for line in file.read().decode(errors="replace").splitlines() if line.strip()]
+        lines = [line.strip().removeprefix("ovm: ") for line in file.read().decode(errors="replace").splitlines()]
+    lines = [line for line in lines if line and not line.startswith("remedy:")]
     return "; ".join(lines[-3:]) or "it said nothing"
 
 
