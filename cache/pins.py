@@ -22,19 +22,20 @@ class Pins:
 
     def __init__(self, directory: Path) -> None:
         self._area = TempArea(directory)
-        self._fresh: set[Digest] = set()
+        self._fresh: Counter[Digest] = Counter()
         self._held: Counter[Digest] = Counter()
         self._file: _PinFile | None = None
         self._owner = os.getpid()
 
     def add_fresh(self, digest: Digest) -> None:
-        """A blob that this process writes, until a manifest refers to it."""
-        self._fresh.add(digest)
+        """A blob that this process has put, until :meth:`drop_fresh` for it; counted, since two may put the same."""
+        self._fresh[digest] += 1
         self._write()
 
     def drop_fresh(self, digests: Iterable[Digest]) -> None:
-        """These blobs are referred to now, or given up."""
-        self._fresh.difference_update(digests)
+        """These blobs, one count each, are referred to now, or given up."""
+        self._fresh.subtract(digests)
+        self._fresh += Counter()  # drops what is not above zero
         self._write()
 
     def hold(self, digest: Digest) -> None:

@@ -13,7 +13,6 @@ nobody uses it: everything but the provenance is made again when needed.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,45 +21,31 @@ from typing import Final
 import msgspec
 
 from cache.artifact import Artifact, decode_artifact, decode_oci_manifest, manifest_descriptor, manifest_layer
-from cache.blob_writer import BlobWriter
-from cache.durable import sync_directory, write_durably
-from cache.host_errors import host_errors, open_regular
+from cache.blob_store import BlobStore
+from cache.durable import write_durably
+from cache.host_errors import host_errors
 from cache.index_file import IndexFile, ListedArtifact
-from cache.lock import exclusive
-from cache.pins import Pins
-from cache.tar_reader import ByteStream
-from cache.temp_area import TempArea
 from cache.unreferenced import Removed, StoreParts, is_referred_to, remove_unreferenced
-from cache.verified_blobs import VerifiedBlobs, read_verified
 from spec import media_types
 from spec.digest import Digest, hex_of
 from spec.errors import ArtifactNotFound, BlobNotFound, CorruptStore, InvalidReference
-from spec.oci import EMPTY_DESCRIPTOR, MAX_MANIFEST_BYTES, Descriptor, ImageLayout, encode
+from spec.oci import EMPTY_DESCRIPTOR, Descriptor, ImageLayout, encode
 from spec.reference import DigestSource, Reference
 
 _LAYOUT_VERSION: Final = "1.0.0"
-_CHUNK_BYTES: Final = 1 << 20
 
 
-class Store:
+class Store(BlobStore):
     """One per process and root; safe for threads. Methods block on the disk: call them in a thread from async code.
 
     Every method may raise NoSpace or PermissionMissing with the path.
     """
 
     def __init__(self, root: Path) -> None:
-        self.root = root
+        super().__init__(root)
         self.disks_dir = root / "ovms.blobs" / "disks"
         self.provenance_dir = root / "ovms.blobs" / "provenance"
-        self.temp = TempArea(root / "ovms.blobs" / "tmp")
-        self._blobs_dir = root / "blobs" / "sha256"
-        self._pins_dir = root / "ovms.blobs" / "pins"
-        self._lock = root / "ovms.blobs" / "lock"
         self._index = IndexFile(root / "index.json", self.temp)
-        self._pins = Pins(self._pins_dir)
-        self._verified = VerifiedBlobs()
-
-    # --- the layout -------------------------------------------------------------------------------------------
 
     def create(self) -> None:
         """Make or open the layout, and remove what dead writers left. Raises CorruptStore."""
@@ -90,108 +75,6 @@ class Store:
         if version.split(".")[0] != _LAYOUT_VERSION.split(".")[0]:
             raise CorruptStore(f"{path}: layout version {version}, known is {_LAYOUT_VERSION}", path=str(path))
 
-    def close(self) -> None:
-        """Give up what this object has pinned; it may be used again. The end of the process does it too."""
-        with self._locked():
-            self._pins.close()
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        with exclusive(self._lock), host_errors(self.root):
-            yield
-
-    # --- blobs ------------------------------------------------------------------------------------------------
-
-    def blob_path(self, digest: Digest) -> Path:
-        """Where the blob is, or would be."""
-        return self._blobs_dir / hex_of(digest)
-
-    def has_blob(self, digest: Digest) -> bool:
-        """Whether there is a blob of that digest; its content is not looked at."""
-        return self.blob_path(digest).is_file()
-
-    def read_blob(self, descriptor: Descriptor, *, max_bytes: int = MAX_MANIFEST_BYTES) -> bytes:
-        """The content, checked. Raises BlobNotFound, SizeMismatch (also beyond ``max_bytes``), DigestMismatch."""
-        return read_verified(self.blob_path(descriptor.content_digest), descriptor, max_bytes)
-
-    def verify_blob(self, descriptor: Descriptor) -> Path:
-        """Check a blob's size and digest and return its path.
-
-        A blob is hashed once in the life of this object, and again only if its file has changed since.
-        Raises BlobNotFound, SizeMismatch, DigestMismatch.
-        """
-        path = self.blob_path(descriptor.content_digest)
-        self._verified.check(path, descriptor)
-        return path
-
-    def writer(self) -> BlobWriter:
-        """A writer of one blob; what it commits stays until a manifest refers to it or :meth:`discard` is called."""
-        return BlobWriter(self.temp, self._publish)
-
-    def put_bytes(self, data: bytes) -> Digest:
-        """Store a small blob."""
-        with self.writer() as writer:
-            writer.write(data)
-            return writer.commit()[0]
-
-    def put_file(
-        self, source: Path | ByteStream, *, expected: Digest | None = None, size: int | None = None
-    ) -> tuple[Digest, int]:
-        """Store a copy of a file; returns digest and size in bytes.
-
-        With ``size``, not a byte more is read from a stream. Raises FileMissing, InvalidInput, SizeMismatch,
-        DigestMismatch.
-        """
-        if isinstance(source, Path):
-            with os.fdopen(open_regular(source), "rb", buffering=0) as file, host_errors(source):
-                return self._copy(file, expected, size)
-        return self._copy(source, expected, size)
-
-    def take_file(self, path: Path, digest: Digest) -> None:
-        """Move a finished, synced file of this file system into the store.
-
-        For a caller that wrote the file itself and computed the digest meanwhile: nothing is read again.
-        """
-        with host_errors(path):
-            self._publish(path, digest)
-
-    def _copy(self, source: ByteStream, expected: Digest | None, size: int | None) -> tuple[Digest, int]:
-        with self.writer() as writer:
-            limit = size + 1 if size is not None else None
-            while limit is None or writer.size_bytes < limit:
-                room = _CHUNK_BYTES if limit is None else min(_CHUNK_BYTES, limit - writer.size_bytes)
-                chunk = source.read(room)
-                if not chunk:
-                    break
-                writer.write(chunk)
-            return writer.commit(expected, size)
-
-    def _publish(self, temp: Path, digest: Digest) -> None:
-        with self._locked():
-            self._pins.add_fresh(digest)
-            temp.rename(self.blob_path(digest))  # also over a blob of that name: it may be damaged
-        sync_directory(self._blobs_dir)
-
-    def discard(self, digests: Iterable[Digest]) -> None:
-        """Give up blobs that this process has put: those that nothing refers to are removed."""
-        with self._locked():
-            dropped = set(digests)
-            self._pins.drop_fresh(dropped)
-            for digest in dropped - is_referred_to(self._parts(), dropped, self._roots()):
-                self.blob_path(digest).unlink(missing_ok=True)
-
-    @contextmanager
-    def adding(self) -> Iterator[list[Digest]]:
-        """For storing an artifact: what the block puts in the list is discarded if the block raises."""
-        added: list[Digest] = []
-        try:
-            yield added
-        except BaseException:
-            self.discard(added)
-            raise
-
-    # --- artifacts --------------------------------------------------------------------------------------------
-
     def put_artifact(self, oci_bytes: bytes, name: str | None) -> Digest:
         """Store and list an OCI manifest whose blobs are here; ``name`` moves to it. Raises BlobNotFound."""
         oci = decode_oci_manifest(oci_bytes)
@@ -206,7 +89,6 @@ class Store:
                     if not self.has_blob(blob):
                         raise BlobNotFound(f"{blob} is not in the store", digest=blob)
                 self._index.put(manifest_descriptor(oci_bytes), name)
-                self._pins.drop_fresh({digest, *blobs})
         return digest
 
     def tag(self, name: str, digest: Digest) -> None:
@@ -263,29 +145,28 @@ class Store:
         oci = decode_oci_manifest(oci_bytes)
         return decode_artifact(oci_bytes, oci, self.read_blob(manifest_layer(oci)))
 
-    # --- what may go ------------------------------------------------------------------------------------------
-
-    def pin(self, digest: Digest) -> None:
-        """Keep a blob, or an artifact with all its blobs and extracted disks, until as many :meth:`unpin` calls.
-
-        For what runs from the store. Other processes respect it; it ends with this process.
-        """
-        with self._locked():
-            self._pins.hold(digest)
-
-    def unpin(self, digest: Digest) -> None:
-        """Undo one :meth:`pin`."""
-        with self._locked():
-            self._pins.release(digest)
-
     @contextmanager
-    def pinned(self, digest: Digest) -> Iterator[None]:
-        """Pin for the length of a block."""
-        self.pin(digest)
+    def adding(self) -> Iterator[list[Digest]]:
+        """For storing an artifact: put its blobs, each into the list too, then the artifact, all in the block.
+
+        Nobody removes them meanwhile. If the block raises, those that nothing else needs are removed.
+        """
+        added: list[Digest] = []
         try:
-            yield
-        finally:
-            self.unpin(digest)
+            yield added
+        except BaseException:
+            self.discard(added)
+            raise
+        with self._locked():
+            self._pins.drop_fresh(added)
+
+    def discard(self, digests: Iterable[Digest]) -> None:
+        """Give up blobs that this process has put: those that nothing refers to are removed."""
+        with self._locked():
+            dropped = tuple(digests)
+            self._pins.drop_fresh(dropped)
+            for digest in set(dropped) - is_referred_to(self._parts(), dropped, self._roots()):
+                self.blob_path(digest).unlink(missing_ok=True)
 
     def remove_unreferenced(self, keep: Iterable[Digest] = ()) -> list[Removed]:
         """Remove blobs and extracted disks that no listed, kept or pinned artifact needs; returns what went.

@@ -258,6 +258,17 @@ def test_remove_unreferenced_keeps_what_is_listed_kept_pinned_or_under_way(store
     assert not store.has_blob(under_way)
 
 
+def test_two_that_store_the_same_blob_do_not_take_it_from_each_other(store: Store) -> None:
+    with store.adding() as first:
+        first.append(store.put_bytes(b"shared"))
+        with pytest.raises(ZeroDivisionError), store.adding() as second:  # noqa: PT012 - it is the block that fails
+            second.append(store.put_bytes(b"shared"))
+            raise ZeroDivisionError
+        assert store.has_blob(digest_of(b"shared"))
+        assert store.remove_unreferenced() == []
+    assert [each.what for each in store.remove_unreferenced()] == [digest_of(b"shared")]
+
+
 def test_pins_count_and_other_processes_see_them(store: Store) -> None:
     other = Store(store.root)  # its pins are a file of its own, as another process's are
     other.create()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import tempfile
@@ -48,15 +49,25 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(which=st.integers(0, 1), variant=VARIANTS, name=st.none() | NAMES)
     def put(self, which: int, variant: int, name: str | None) -> None:
         store = self.stores[which]
-        kernel = store.put_bytes(b"kernel %d" % (variant // 2))
-        manifest_bytes = manifest_of(kernel, variant)
-        document = store.put_bytes(manifest_bytes)
-        oci = compose(decode_manifest(manifest_bytes), manifest_bytes, {kernel: StoredBlob(size_bytes=8)})
-        digest = store.put_artifact(oci, name)
+        with store.adding() as added:
+            kernel = store.put_bytes(b"kernel %d" % (variant // 2))
+            manifest_bytes = manifest_of(kernel, variant)
+            document = store.put_bytes(manifest_bytes)
+            added += kernel, document
+            oci = compose(decode_manifest(manifest_bytes), manifest_bytes, {kernel: StoredBlob(size_bytes=8)})
+            digest = store.put_artifact(oci, name)
         self.blobs_of[digest] = {digest, kernel, document, digest_of(b"{}")}
         self.listed.add(digest)
         if name is not None:
             self.names[name] = digest
+
+    @rule(which=st.integers(0, 1), variant=VARIANTS)
+    def fail(self, which: int, variant: int) -> None:
+        with contextlib.suppress(ZeroDivisionError), self.stores[which].adding() as added:
+            added.append(self.stores[which].put_bytes(b"kernel %d" % (variant // 2)))
+            self.stores[1 - which].remove_unreferenced()
+            assert self.stores[which].has_blob(added[0])
+            raise ZeroDivisionError
 
     @rule(which=st.integers(0, 1), name=NAMES, other=NAMES)
     def tag(self, which: int, name: str, other: str) -> None:
