@@ -20,6 +20,7 @@ from spec.errors import InstanceNotFound
 from spec.instance import InstanceInfo, InstanceState, is_live
 
 if TYPE_CHECKING:
+    from cache.resident import ResidentImages
     from ovms_supervisor.instance.instance import Instance
     from ovms_supervisor.supervisor import Supervisor
 
@@ -42,8 +43,9 @@ class Metrics:
 
     content_type = CONTENT_TYPE_LATEST
 
-    def __init__(self, lag: LoopLag) -> None:
+    def __init__(self, lag: LoopLag, images: ResidentImages) -> None:
         self._lag = lag
+        self._resident = images
         self._memory_read_at = float("-inf")
         self._log_totals = (0, 0)
         self.registry = registry = CollectorRegistry()
@@ -129,7 +131,7 @@ class Metrics:
         states = Tally(instance.state for instance in instances)
         for state in InstanceState:
             self._instances.labels(state).set(states[state])
-        figures = supervisor.images.figures()
+        figures = self._resident.figures()
         self._images.set(figures.images)
         self._image_bytes.set(figures.resident_bytes)
         self._image_locked.set(figures.locked_bytes)

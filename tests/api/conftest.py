@@ -50,7 +50,7 @@ class Daemon:
 
     def __init__(self, supervisor: FakeSupervisor, socket: Path) -> None:
         self.lag = LoopLag()
-        self.context = Context(supervisor=supervisor, metrics=Metrics(self.lag), lag=self.lag)  # type: ignore[arg-type]
+        self.context = Context(supervisor=supervisor, metrics=Metrics(self.lag, supervisor.images), lag=self.lag)  # type: ignore[arg-type]
         self.context.drain_s = 2
         self.socket = socket
         self._runner: web.AppRunner | None = None

@@ -26,13 +26,11 @@ _scalars = st.one_of(
 )
 _values = st.recursive(
     _scalars,
-    lambda inner: st.one_of(
-        st.lists(inner, max_size=2), st.dictionaries(st.sampled_from(_NAMES), inner, max_size=3)
-    ),
+    lambda inner: st.one_of(st.lists(inner, max_size=2), st.dictionaries(st.sampled_from(_NAMES), inner, max_size=3)),
     max_leaves=6,
 )
 _overrides = st.fixed_dictionaries(
-    {}, optional={name: _scalars for name in ("runtime", "memory", "cpus", "kernel_args", "name", "disk", "boot")}
+    {}, optional=dict.fromkeys(("runtime", "memory", "cpus", "kernel_args", "name", "disk", "boot"), _scalars)
 )
 _access = st.fixed_dictionaries(
     {"device": st.one_of(st.just("mmio0"), _values)},
