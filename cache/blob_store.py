@@ -16,6 +16,7 @@ from cache.durable import sync_directory
 from cache.host_errors import host_errors, open_regular
 from cache.lock import exclusive
 from cache.pins import Pins
+from cache.sparse_reader import SparseReader
 from cache.tar_reader import ByteStream
 from cache.temp_area import TempArea
 from cache.verified_blobs import VerifiedBlobs, read_verified
@@ -89,7 +90,7 @@ class BlobStore:
         """
         if isinstance(source, Path):
             with os.fdopen(open_regular(source), "rb", buffering=0) as file, host_errors(source):
-                return self._copy(file, expected, size)
+                return self._copy(SparseReader(file.fileno()), expected, size)
         return self._copy(source, expected, size)
 
     def take_file(self, path: Path, digest: Digest) -> None:

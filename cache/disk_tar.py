@@ -10,6 +10,7 @@ from typing import Final
 
 from cache.blob_names import file_name
 from cache.host_errors import host_errors, open_regular
+from cache.sparse_reader import SparseReader
 from cache.store import Store
 from cache.tar_writer import TarWriter
 from spec.digest import Digest
@@ -86,8 +87,8 @@ class DiskFile:
     def _content(self, head: bytes) -> Iterator[bytes]:
         yield head
         with host_errors(self.path):
-            self._file.seek(len(head))
-            while chunk := self._file.read(_CHUNK_BYTES):
+            reader = SparseReader(self._file.fileno(), len(head))
+            while chunk := reader.read(_CHUNK_BYTES):
                 yield chunk
 
     def __enter__(self) -> DiskFile:

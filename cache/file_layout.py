@@ -24,6 +24,7 @@ from cache.compose import StoredBlob, compose
 from cache.durable import write_durably
 from cache.layout_source import LayoutSource, open_layout, read_document
 from cache.layout_target import new_layout
+from cache.sparse_reader import SparseReader
 from cache.store import Store
 from cache.verified_blobs import check_digest, open_blob
 from spec import media_types
@@ -151,7 +152,8 @@ def _checked(path: Path, descriptor: Descriptor) -> Iterator[bytes]:
     """The content of a blob, and DigestMismatch after it if it was not the descriptor's."""
     state = hashlib.sha256()
     with open(open_blob(path, descriptor.content_digest), "rb", buffering=0) as file:  # noqa: PTH123 - by descriptor
-        while chunk := file.read(_CHUNK_BYTES):
+        reader = SparseReader(file.fileno())
+        while chunk := reader.read(_CHUNK_BYTES):
             state.update(chunk)
             yield chunk
     check_digest(descriptor, digest_from_hash(state))

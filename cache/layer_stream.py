@@ -15,6 +15,7 @@ from typing import BinaryIO, Final
 import zstandard
 
 from cache.host_errors import host_errors
+from cache.sparse_reader import SparseReader
 from cache.tar_reader import TarReader
 from cache.verified_blobs import check_digest, open_blob
 from spec import media_types
@@ -42,7 +43,7 @@ def layer_tar(path: Path, descriptor: Descriptor) -> Iterator[TarReader]:
                 expected=descriptor.size,
                 actual=actual,
             )
-        hashing = _HashingReader(file)
+        hashing = _HashingReader(SparseReader(file.fileno()))
         try:
             yield TarReader(_Decompressed(hashing, descriptor.media_type))
         except UnsafeArchive:
@@ -57,7 +58,7 @@ def layer_tar(path: Path, descriptor: Descriptor) -> Iterator[TarReader]:
 class _HashingReader(io.RawIOBase):
     """Hashes what passes through."""
 
-    def __init__(self, file: io.FileIO) -> None:
+    def __init__(self, file: SparseReader) -> None:
         self._file = file
         self.state = hashlib.sha256()
 

@@ -10,6 +10,7 @@ from threading import Lock
 from typing import Final
 
 from cache.host_errors import explain, host_errors
+from cache.sparse_reader import SparseReader
 from spec.digest import Digest, digest_from_hash, digest_of
 from spec.errors import BlobNotFound, DigestMismatch, SizeMismatch
 from spec.oci import Descriptor
@@ -84,7 +85,8 @@ def _identity(fd: int) -> _Identity:
 
 def _hash(fd: int) -> Digest:
     state = hashlib.sha256()
-    while chunk := os.read(fd, _CHUNK_BYTES):
+    reader = SparseReader(fd)
+    while chunk := reader.read(_CHUNK_BYTES):
         state.update(chunk)
     return digest_from_hash(state)
 
