@@ -7,9 +7,9 @@ from importlib.resources import files
 
 from aiohttp import web
 
-from ovms_supervisor import __version__
 from ovms_supervisor.api.context import CONTEXT, reply
 from ovms_supervisor.api.requests import Query
+from ovms_supervisor.version import VERSION
 from spec.api import Health, Readiness, Version
 
 SPEC_VERSION = "0.1"
@@ -41,7 +41,7 @@ async def readyz(request: web.Request) -> web.Response:
 async def version(request: web.Request) -> web.Response:
     """Versions of the daemon, of the specification and of Python."""
     Query(request)
-    return reply(Version(version=__version__, spec=SPEC_VERSION, python=platform.python_version()))
+    return reply(Version(version=VERSION, spec=SPEC_VERSION, python=platform.python_version()))
 
 
 @routes.get("/metrics")

@@ -7,15 +7,15 @@ from typing import NoReturn
 
 import click
 
-from ovms_supervisor import __version__
 from ovms_supervisor.cli import exit_codes, output
 from ovms_supervisor.cli.grammar import LazyGroup
 from ovms_supervisor.cli.invocation import Invocation
+from ovms_supervisor.version import VERSION
 from spec.errors import InternalError, NoSpace, OvmsError, PermissionMissing
 
 
 @click.group(cls=LazyGroup, invoke_without_command=True)
-@click.version_option(__version__, prog_name="ovm")
+@click.version_option(VERSION, prog_name="ovm")
 @click.pass_context
 def ovm(context: click.Context) -> None:
     """Virtual machines from OCI artifacts: pack, run, snapshot, clone."""

@@ -10,9 +10,9 @@ import aiohttp
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from ovms_supervisor import __version__
 from ovms_supervisor.client import Client
 from ovms_supervisor.loop_lag import LoopLag
+from ovms_supervisor.version import VERSION
 from spec.api import StartRequest
 from spec.errors import DaemonUnreachable, PermissionMissing
 from spec.instance import InstanceState
@@ -23,7 +23,7 @@ from tests.api.fake_supervisor import FakeSupervisor
 
 async def test_health_version_and_document(client: Client) -> None:
     assert (await client.health()).status == "ok"
-    assert (await client.version()).version == __version__
+    assert (await client.version()).version == VERSION
     assert await client.openapi() == await asyncio.to_thread(PATH.read_text)
 
 

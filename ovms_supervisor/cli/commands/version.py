@@ -6,10 +6,10 @@ import platform
 
 import click
 
-from ovms_supervisor import __version__
 from ovms_supervisor.cli import output
 from ovms_supervisor.cli.grammar import OvmCommand
 from ovms_supervisor.cli.invocation import Invocation, pass_invocation, run_async
+from ovms_supervisor.version import VERSION
 from spec.errors import DaemonUnreachable
 
 
@@ -17,7 +17,7 @@ from spec.errors import DaemonUnreachable
 @pass_invocation
 def version_command(invocation: Invocation) -> None:
     """Show versions of this program, the specification, and the daemon if one answers."""
-    mine = {"version": __version__, "spec": "0.1", "python": platform.python_version()}
+    mine = {"version": VERSION, "spec": "0.1", "python": platform.python_version()}
     daemon = run_async(lambda: _daemon_version(invocation))
     if invocation.json:
         output.as_json({"client": mine, "daemon": daemon})
