@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ovms_supervisor.version import VERSION as __version__
+from ovms_supervisor.version import VERSION
 
 if TYPE_CHECKING:
     from ovms_supervisor.client import Client as Client
 
+__version__ = VERSION
 __all__ = ["Client", "__version__"]
 
 

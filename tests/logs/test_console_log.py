@@ -117,7 +117,7 @@ async def test_a_clock_that_is_set_back_does_not_set_stamps_back(
     log: ConsoleLog, guest: Guest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = iter([5_000, 3_000, 7_000])
-    monkeypatch.setattr(console_file.time, "time_ns", lambda: next(clock))
+    monkeypatch.setattr("ovms_supervisor.logs.console_file.time.time_ns", lambda: next(clock))
     for word in (b"a", b"b", b"c"):
         guest.prints(word + b"\n")
         await log.catch_up()
