@@ -18,7 +18,7 @@ from typing import NamedTuple, TypeVar
 import anyio
 import structlog
 
-from spec.errors import OvmsError, VmmExited, VmmTimeout
+from spec.errors import OvmsError, VmmExited, VmmRefused, VmmTimeout
 from vmm.spawn import start
 
 T = TypeVar("T")
@@ -124,7 +124,7 @@ class VmmProcess:
         task = asyncio.ensure_future(ready)
         try:
             await asyncio.wait((task, self._exit), timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
-            if task.done() and task.exception() is not None:
+            if task.done() and not isinstance(task.exception(), VmmRefused | None):  # a refusal comes of the living
                 await asyncio.wait((self._exit,), timeout=_EXIT_FOLLOWS_S)
             if task.done() and (task.exception() is None or not self._exit.done()):
                 return task.result()
