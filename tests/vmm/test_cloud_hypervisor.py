@@ -198,7 +198,7 @@ async def test_the_console_of_a_successor_is_appended(host: Host) -> None:
     assert counts == list(range(1, len(counts) + 1))  # not a line lost or repeated
 
 
-async def test_a_clone_is_saved_with_all_of_its_ram(host: Host) -> None:
+async def test_a_clone_is_saved_in_place_and_its_own_clone_goes_on_from_there(host: Host) -> None:
     original, image, state_dir = await host.saved()
     await original.stop(guest_grace_s=0)
     parent = await host.spawn(host.machine(image=image))
@@ -209,14 +209,15 @@ async def test_a_clone_is_saved_with_all_of_its_ram(host: Host) -> None:
     second_state.mkdir()
     saved = await parent.save(SaveTarget(state_dir=second_state))
     assert sorted(path.name for path in second_state.iterdir()) == ["config.json", "state.json"]
-    second_image.touch()
-    with pytest.raises(InUse):
-        await saved.complete(second_image)
-    second_image.unlink()
+    assert saved.in_place
+    assert saved.changes is not None
+    assert saved.changes.copy.stat().st_blocks * 512 < 2 * MIB  # what it dirtied, not what it has
+    last = (await host.ticks(parent))[-1][1]
+    await parent.resume()
+    await host.ticks(parent, 6)  # it goes on while the image is completed, and its later writes are not in there
     await saved.complete(second_image)
     assert second_image.stat().st_size == RAM_BYTES
-    last = (await host.ticks(parent))[-1][1]
-    await parent.stop(guest_grace_s=0)
+    assert not saved.changes.copy.exists()
     grandchild = await host.spawn(host.machine(image=second_image))
     await grandchild.restore(second_state, resume=True)
     assert (await host.ticks(grandchild))[0][1] in (last, last + 1, last + 2)
@@ -224,6 +225,37 @@ async def test_a_clone_is_saved_with_all_of_its_ram(host: Host) -> None:
     (region,) = saved.compatibility.regions
     assert (region.guest_address, region.image_offset, region.size_bytes) == (0, 0, RAM_BYTES)
     assert saved.compatibility.devices[0].name == "mailbox"
+
+
+async def test_a_clone_with_a_disk_of_its_own_is_continued_by_a_successor(host: Host) -> None:
+    disk = host.directory / "disk.raw"
+    disk.write_bytes(bytes(MIB))
+    original = await host.booted(disks=(Disk(path=disk, format="raw"),))
+    await host.ticks(original, 2)
+    await original.pause()
+    first, second = host.directory / "first", host.directory / "second"
+    first.mkdir()
+    second.mkdir()
+    await original.save(SaveTarget(state_dir=first))
+    await original.stop(guest_grace_s=0)
+    clone = await host.spawn(host.machine(image=original.machine.ram.path, disks=original.machine.disks))
+    await clone.restore(first, resume=True)
+    await host.ticks(clone, 2)
+    with pytest.raises(VmmRefused, match="running"):  # and not a word of the file that is in the way
+        await clone.save(SaveTarget(state_dir=second))
+    await clone.pause()
+    for leftover in second.iterdir():
+        leftover.unlink()
+    saved = await clone.save(SaveTarget(state_dir=second))
+    assert not saved.in_place
+    await saved.complete(host.directory / "image")
+    last = (await host.ticks(clone))[-1][1]
+    await clone.stop(guest_grace_s=0)
+    ram = Ram(path=host.directory / "image", size_bytes=RAM_BYTES, private=True)
+    successor = await host.spawn(replace(clone.machine, ram=ram), 1)
+    await successor.restore(second, resume=True)
+    counts = [count for _, count, _ in await host.ticks(successor, last + 5)]
+    assert counts == list(range(counts[0], counts[0] + len(counts)))
 
 
 async def test_other_hardware_is_refused_before_the_vmm_sees_it(host: Host) -> None:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spec.errors import CorruptRamsnap, IncompatibleSnapshot, InUse, SizeMismatch, UnsupportedManifest
+from spec.errors import CorruptRamsnap, IncompatibleSnapshot, UnsupportedManifest
 from spec.sizes import GIB, MIB
 from vmm.cloud_hypervisor import snapshot
 from vmm.cloud_hypervisor.api import error_message, parse_head
@@ -171,35 +171,20 @@ def state(*mappings: tuple[int, int, int], copied: list[dict[str, int]]) -> str:
     return json.dumps({"snapshots": parts, "snapshot_data": {"state": "kept"}})
 
 
-def test_a_private_ram_is_moved_aside_and_forgotten(tmp_path: Path) -> None:
-    machine = replace(MACHINE, ram=Ram(path=Path("ram"), size_bytes=4 * MIB, private=True))
-    state_dir = tmp_path / "state"
-    state_dir.mkdir()
-    (state_dir / "state.json").write_text(
-        state((0, 3 * MIB, 0), (GIB, MIB, 3 * MIB), copied=[{"gpa": 0, "length": 4 * MIB}])
-    )  # fmt: skip
-    (state_dir / "memory-ranges").write_bytes(bytes(4 * MIB))
-    regions, copied = snapshot.tidy(machine, state_dir)
-    assert [(each.guest_address, each.image_offset, each.size_bytes) for each in regions] == [
-        (0, 0, 3 * MIB),
-        (GIB, 3 * MIB, MIB),
-    ]
-    assert copied is not None
-    assert copied.parent == tmp_path
-    assert json.loads((state_dir / "state.json").read_text()) == json.loads(
-        state((0, 3 * MIB, 0), (GIB, MIB, 3 * MIB), copied=[])
-    )  # fmt: skip
-    assert json.loads((state_dir / "config.json").read_text()) == hardware(machine)
-    snapshot.move_new(copied, tmp_path / "image")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["image", "state"]
-    with pytest.raises(InUse):
-        snapshot.move_new(tmp_path / "image", state_dir)
-
-
-def test_a_private_ram_that_was_not_written_in_full(tmp_path: Path) -> None:
-    (tmp_path / "state.json").write_text(state((0, 256 * MIB, 0), copied=[]))
-    with pytest.raises(SizeMismatch, match="wrote 0 of 268435456"):
-        snapshot.tidy(MACHINE, tmp_path)
+@pytest.mark.parametrize("overwritten", [False, True])
+def test_a_snapshot_forgets_the_copy_of_a_private_ram(tmp_path: Path, overwritten: bool) -> None:
+    snapshot.refuse_ram_copy(tmp_path)
+    with pytest.raises(FileExistsError):
+        (tmp_path / "memory-ranges").open("x")
+    if overwritten:
+        (tmp_path / "memory-ranges").write_bytes(bytes(4 * MIB))
+    mappings = (0, 3 * MIB, 0), (GIB, MIB, 3 * MIB)
+    (tmp_path / "state.json").write_text(state(*mappings, copied=[{"gpa": 0, "length": 4 * MIB}]))
+    regions = snapshot.tidy(MACHINE, tmp_path)
+    assert [(each.guest_address, each.size_bytes, each.image_offset) for each in regions] == list(mappings)
+    assert json.loads((tmp_path / "state.json").read_text()) == json.loads(state(*mappings, copied=[]))
+    assert json.loads((tmp_path / "config.json").read_text()) == hardware(MACHINE)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "state.json"]
 
 
 def test_the_cpu_is_part_of_the_target() -> None:

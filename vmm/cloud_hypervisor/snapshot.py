@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from spec.compatibility import MemoryRegion
-from spec.errors import CorruptRamsnap, IncompatibleSnapshot, InUse, NoSpace, SizeMismatch, VmmGarbage, VmmRefused
+from spec.errors import CorruptRamsnap, IncompatibleSnapshot, VmmGarbage, VmmRefused
 from vmm.cloud_hypervisor.config import hardware, vm_config
 from vmm.driver import Machine
 
@@ -23,21 +23,27 @@ MEMORY_FILE = "memory-ranges"
 _MAX_CONFIG_BYTES = 1024 * 1024
 
 
-def tidy(machine: Machine, state_dir: Path) -> tuple[list[MemoryRegion], Path | None]:
-    """Make a fresh snapshot one that any clone can be restored from.
+def refuse_ram_copy(state_dir: Path) -> None:
+    """Put a file where vm.snapshot would write the whole of a private RAM, in seconds per GiB of pause.
 
-    Host paths leave ``config.json``. A private RAM has been written to ``memory-ranges``: it moves out of the
-    directory (its new path is returned), and ``state.json`` forgets it, else a restore would copy it. Returns also
-    where guest RAM lies in the RAM file. Raises VmmGarbage, VmmRefused, SizeMismatch.
+    It opens that file as a new one, after it has written the device state: so it fails in the end, and what we want is
+    there. Should a release overwrite the file instead, that costs time and is harmless.
+    """
+    (state_dir / MEMORY_FILE).touch(exist_ok=False)
+
+
+def tidy(machine: Machine, state_dir: Path) -> list[MemoryRegion]:
+    """Make a fresh snapshot one that any clone can be restored from; return where guest RAM lies in the RAM file.
+
+    Host paths leave ``config.json``, and ``state.json`` forgets that a private RAM was to be copied, else a restore
+    would look for the copy. Raises VmmGarbage (the device state is not all there), VmmRefused.
     """
     (state_dir / CONFIG_FILE).write_bytes(msgspec.json.encode(hardware(machine)))
     copied = state_dir / MEMORY_FILE
-    size_bytes = copied.stat().st_size if copied.exists() else 0
-    if machine.ram.private and size_bytes != machine.ram.size_bytes:
-        raise SizeMismatch(f"vm.snapshot wrote {size_bytes} of {machine.ram.size_bytes} bytes of guest RAM")
-    if not machine.ram.private and copied.exists():
+    if copied.exists():
         copied.unlink()
-        raise VmmRefused("vm.snapshot copied guest RAM, although it is in a shared file that is to be the image")
+        if not machine.ram.private:
+            raise VmmRefused("vm.snapshot copied guest RAM, although it is in a shared file that is to be the image")
     state_file = state_dir / STATE_FILE
     try:
         state = msgspec.json.decode(state_file.read_bytes(), type=dict[str, Any])
@@ -58,20 +64,7 @@ def tidy(machine: Machine, state_dir: Path) -> tuple[list[MemoryRegion], Path | 
             state_file.write_bytes(msgspec.json.encode(state))
     except (OSError, msgspec.MsgspecError, KeyError, TypeError) as error:
         raise VmmGarbage(f"vm.snapshot wrote a {STATE_FILE} that can't be read: {error!r}") from error
-    if not machine.ram.private:
-        return regions, None
-    return regions, copied.rename(state_dir.with_name(f"{state_dir.name}.{MEMORY_FILE}"))
-
-
-def move_new(source: Path, destination: Path) -> None:
-    """Rename within a file system without replacing anything. Raises InUse, NoSpace."""
-    try:
-        destination.hardlink_to(source)
-    except FileExistsError as error:
-        raise InUse(f"{destination} exists already") from error
-    except OSError as error:
-        raise NoSpace(f"cannot make {destination}: {error.strerror}") from error
-    source.unlink()
+    return regions
 
 
 def prepare_restore(machine: Machine, state_dir: Path, directory: Path) -> None:

@@ -16,6 +16,7 @@ from anyio.to_thread import run_sync
 from spec.compatibility import Compatibility, MemoryRegion
 from spec.errors import VmmGarbage, VmmRefused
 from vmm import ram_file, smaps
+from vmm.changed_pages import ChangedPages, capture
 from vmm.cloud_hypervisor import snapshot
 from vmm.cloud_hypervisor.api import Api
 from vmm.cloud_hypervisor.config import device_records, vm_config
@@ -31,9 +32,6 @@ _CALL_LIMIT_S = 10.0
 _BOOT_LIMIT_S = 60.0
 """Creating a machine reads kernel and initrd, and reserves its memory."""
 _RESTORE_LIMIT_S = 30.0
-_SAVE_BYTES_PER_S = 100 * 1024 * 1024
-"""The slowest that the RAM of a clone may be written."""
-
 _QUIT_LIMIT_S = 5.0
 _TERMINATE_LIMIT_S = 2.0
 
@@ -121,13 +119,31 @@ class CloudHypervisorVm:
         await self._call("vm.resume")
 
     async def save(self, target: SaveTarget) -> CloudHypervisorSaved:
-        """Write device state, and of a private RAM the whole RAM (which takes its time) beside the state."""
-        ram = self._machine.ram
-        limit_s = _CALL_LIMIT_S + (ram.size_bytes / _SAVE_BYTES_PER_S if ram.private else 0)
+        """Write the device state, and copy what a clone changed of its RAM: nothing here grows with the RAM's size.
+
+        A clone without a writable disk goes on in place; Cloud Hypervisor can't exchange the file of a disk.
+        """
+        ram, state_dir = self._machine.ram, target.state_dir
         version = await self._version()
-        await self._call("vm.snapshot", {"destination_url": f"file://{target.state_dir}"}, limit_s=limit_s)
-        regions, copied = await run_sync(snapshot.tidy, self._machine, target.state_dir)
-        return CloudHypervisorSaved(_compatibility(self._machine, version, regions), copied)
+        regions = await self._save_devices(state_dir)
+        changes = await run_sync(capture, self.pid, ram, state_dir) if ram.private else None
+        in_place = ram.private and all(disk.read_only for disk in self._machine.disks)
+        return CloudHypervisorSaved(_compatibility(self._machine, version, regions), in_place, changes)
+
+    async def _save_devices(self, state_dir: Path) -> list[MemoryRegion]:
+        expected: VmmRefused | None = None
+        if self._machine.ram.private:
+            await run_sync(snapshot.refuse_ram_copy, state_dir)
+        try:
+            await self._call("vm.snapshot", {"destination_url": f"file://{state_dir}"})
+        except VmmRefused as error:
+            if not self._machine.ram.private:
+                raise
+            expected = error  # unless the device state is not there
+        try:
+            return await run_sync(snapshot.tidy, self._machine, state_dir)
+        except VmmGarbage as error:
+            raise expected or error from error
 
     async def memory_use(self) -> MemoryUse:
         """The kernel's figures."""
@@ -195,17 +211,16 @@ class CloudHypervisorVm:
 
 @dataclass(frozen=True, slots=True)
 class CloudHypervisorSaved:
-    """See :class:`vmm.driver.Saved`. The process goes on writing to its RAM file, so a successor must continue."""
+    """See :class:`vmm.driver.Saved`. ``changes`` are there exactly for a machine with private RAM."""
 
     compatibility: Compatibility
-    copied: Path | None
-    """All of a private RAM, as vm.snapshot wrote it."""
-    in_place: bool = False
+    in_place: bool
+    changes: ChangedPages | None
 
     async def complete(self, image: Path) -> None:
-        """Move the RAM that was written with the state to ``image``, on the same file system."""
-        if self.copied is not None:
-            await run_sync(snapshot.move_new, self.copied, image)
+        """Make the image of changed pages and parent image."""
+        if self.changes is not None:
+            await run_sync(self.changes.complete, image)
 
 
 def _compatibility(machine: Machine, version: str, regions: list[MemoryRegion]) -> Compatibility:

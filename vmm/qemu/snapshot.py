@@ -11,9 +11,9 @@ import msgspec
 from anyio.to_thread import run_sync
 
 from spec.compatibility import Compatibility
-from spec.errors import CorruptRamsnap, FileMissing, IncompatibleSnapshot, InUse
-from vmm.driver import Machine, Ram
-from vmm.pagemap import Extent, capture_own_pages, complete_image
+from spec.errors import CorruptRamsnap, FileMissing, IncompatibleSnapshot
+from vmm.changed_pages import ChangedPages
+from vmm.driver import Machine
 from vmm.qemu.board import hardware
 
 STATE_FILE = "devices"
@@ -22,32 +22,6 @@ BOARD_FILE = "board.json"
 """Beside it: the hardware it belongs to. QEMU itself notices a device too few, but none too many, nor a vCPU."""
 
 _MAX_BOARD_BYTES = 64 * 1024
-
-
-@dataclass(frozen=True, slots=True)
-class ChangedPages:
-    """The pages of a clone's RAM that differ from its image, in a sparse file that is to become the new image."""
-
-    parent: Path
-    copy: Path
-    own: list[Extent]
-
-    def complete(self, image: Path) -> None:
-        """Fill the rest in from the parent image, and show the file as ``image`` then. Blocks; raises InUse, NoSpace.
-
-        The file is gone from its old place afterwards, also if this failed.
-        """
-        try:
-            complete_image(self.parent, self.own, self.copy)
-            image.hardlink_to(self.copy)
-        except FileExistsError as error:
-            raise InUse(f"{image} exists already") from error
-        finally:
-            self.discard()
-
-    def discard(self) -> None:
-        """Give the memory back."""
-        self.copy.unlink(missing_ok=True)
 
 
 def write_board(machine: Machine, state_dir: Path) -> None:
@@ -77,12 +51,6 @@ def open_state(machine: Machine, state_dir: Path) -> int:
                 property=part,
             )
     return fd
-
-
-def capture(pid: int, ram: Ram, state_dir: Path) -> ChangedPages:
-    """Copy the changed pages of a machine that stands still to a file beside ``state_dir``. Blocks."""
-    copy = state_dir.with_name(f"{state_dir.name}.changed-pages")
-    return ChangedPages(ram.path, copy, capture_own_pages(pid, ram.path, copy))
 
 
 @dataclass(frozen=True, slots=True)

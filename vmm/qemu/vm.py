@@ -18,13 +18,14 @@ from anyio.to_thread import run_sync
 from spec.compatibility import Compatibility
 from spec.errors import InternalError, OvmsError, VmmGarbage, VmmRefused
 from vmm import smaps
+from vmm.changed_pages import capture
 from vmm.driver import Disk, Ending, Machine, MemoryUse, SaveTarget
 from vmm.process import Rung, VmmProcess
 from vmm.qemu.block_graph import overlay_node
 from vmm.qemu.board import device_records, disk_id, memory_regions
 from vmm.qemu.installation import Installation
 from vmm.qemu.monitor import Monitor
-from vmm.qemu.snapshot import STATE_FILE, QemuSaved, capture, open_state, write_board
+from vmm.qemu.snapshot import STATE_FILE, QemuSaved, open_state, write_board
 
 T = TypeVar("T")
 
