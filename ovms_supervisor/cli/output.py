@@ -96,7 +96,7 @@ def ago(timestamp: str | None, now: datetime | None = None) -> str:
     for unit, length in _UNITS:
         if seconds >= length:
             return _plural(seconds // length, unit)
-    return _plural(seconds, "second")
+    return _plural(seconds, "second") if seconds else "just now"
 
 
 def _plural(count: int, unit: str) -> str:
@@ -104,8 +104,8 @@ def _plural(count: int, unit: str) -> str:
 
 
 def short_id(instance_id: str) -> str:
-    """The first 12 characters: enough to be unique and to be given back to any command."""
-    return instance_id[:12]
+    """The first 8 hex digits, which every command takes as long as no other id begins so."""
+    return instance_id[:8]
 
 
 def short_digest(digest: str) -> str:

@@ -10,6 +10,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from ovms_supervisor.cli.invocation import Invocation, run_async
+from ovms_supervisor.cli.output import short_id
 from spec.errors import InvalidInput, InvalidReference, OvmsError
 
 if TYPE_CHECKING:
@@ -121,7 +122,7 @@ def _machines(invocation: Invocation) -> list[CompletionItem]:
     async def listed() -> list[CompletionItem]:
         async with invocation.client() as client:
             machines = await client.instances()
-        return [CompletionItem(each.name or each.instance_id[:12], help=str(each.status)) for each in machines]
+        return [CompletionItem(each.name or short_id(each.instance_id), help=str(each.status)) for each in machines]
 
     return run_async(listed)
 

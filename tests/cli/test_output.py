@@ -12,7 +12,7 @@ NOW = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
 @pytest.mark.parametrize(
     ("age", "text"),
     [
-        (timedelta(0), "0 seconds ago"),
+        (timedelta(0), "just now"),
         (timedelta(seconds=1), "1 second ago"),
         (timedelta(seconds=59), "59 seconds ago"),
         (timedelta(minutes=3, seconds=59), "3 minutes ago"),

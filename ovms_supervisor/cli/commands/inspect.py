@@ -131,4 +131,4 @@ def _ram_facts(artifact: Artifact, ram: dict[str, Any] | None) -> Iterator[tuple
     made = header["compatibility"]
     yield "ram stored", f"{format_size(ram['stored_bytes'])} of {format_size(header['memory_bytes'])}"
     yield "made with", f"{made['runtime']} {made['version']}, {made['machine_type']}, {made['accelerator']}"
-    yield "machine", f"{made['cpus']} CPUs ({made['cpu_model']}), {format_size(made['memory_bytes'])}"
+    yield "machine", f"{made['cpus']} x {made['cpu_model']}, {format_size(made['memory_bytes'])}"

@@ -94,7 +94,8 @@ def _facts(info: InstanceInfo) -> Iterator[tuple[str, str]]:
     yield "artifact", f"{info.manifest.ref} ({output.short_digest(info.manifest.digest)})"
     yield "boot", info.boot
     if runtime := info.runtime:
-        yield "runtime", f"{runtime.name} {runtime.version}, {runtime.accelerator} ({runtime.reason})"
+        yield "runtime", f"{runtime.name} {runtime.version}, {runtime.accelerator}"
+        yield "chosen as", runtime.reason
     if info.pid is not None:
         yield "pid", str(info.pid)
     yield "memory", format_size(info.memory_bytes)
@@ -108,7 +109,8 @@ def _facts(info: InstanceInfo) -> Iterator[tuple[str, str]]:
         phases = ", ".join(f"{name} {ms:.1f}" for name, ms in start.phases.items())
         yield "start", f"{start.total_ms:.1f} ms ({phases})" if phases else f"{start.total_ms:.1f} ms"
     if memory := info.metrics.memory:
-        yield "shared", f"{format_size(memory.shared_bytes)} of the image, with other clones"
+        if info.boot == "restore":
+            yield "shared", f"{format_size(memory.shared_bytes)} of the image, with other clones"
         yield "private", format_size(memory.private_bytes)
         yield "locked", format_size(memory.locked_bytes)
     for degraded in info.degraded:

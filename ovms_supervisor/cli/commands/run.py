@@ -116,7 +116,9 @@ async def _start_all(invocation: Invocation, requests: list[StartRequest]) -> li
 async def _start(client: Client, request: StartRequest) -> InstanceInfo:
     reply = await client.start(request, wait="running")
     if reply.status == "starting":
-        output.message(f"ovm: {reply.instance_id} is still starting; see 'ovm status {reply.instance_id[:12]}'")
+        output.message(
+            f"ovm: {reply.instance_id} is still starting; see 'ovm status {output.short_id(reply.instance_id)}'"
+        )
     return reply.info if reply.info is not None else await client.status(reply.instance_id)
 
 
