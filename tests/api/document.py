@@ -22,12 +22,11 @@ from referencing.jsonschema import DRAFT202012
 
 PATH = Path(__file__).parents[2] / "spec/api/ovms-runtime.openapi.yaml"
 URI = "urn:ovms:openapi"
+_LOADED: dict[str, Any] = yaml.safe_load(PATH.read_text())
 
 
-@cache
 def document() -> dict[str, Any]:
-    loaded: dict[str, Any] = yaml.safe_load(PATH.read_text())
-    return loaded
+    return _LOADED
 
 
 @cache

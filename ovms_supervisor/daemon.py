@@ -1,0 +1,126 @@
+"""The daemon: its parts put together, in the order in which they need each other, and taken apart in the reverse."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import signal
+import socket
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from pathlib import Path
+
+import structlog
+from aiohttp import web
+
+from cache.resident import ResidentImages
+from cache.store import Store
+from ovms_supervisor.api.app import create_app
+from ovms_supervisor.api.context import Context
+from ovms_supervisor.api.listen import BACKLOG, activated, listen, remove_socket
+from ovms_supervisor.config import Settings
+from ovms_supervisor.config.directories import secure_directory
+from ovms_supervisor.directory_lock import locked
+from ovms_supervisor.layout import Layout
+from ovms_supervisor.log_setup import logging_to
+from ovms_supervisor.loop_lag import LoopLag
+from ovms_supervisor.metrics import Metrics
+from ovms_supervisor.sd_notify import sd_notify
+from ovms_supervisor.supervisor import Supervisor
+from ovms_supervisor.version import VERSION
+from vmm.registry import drivers
+
+_HANDLERS_S = 5.0  # what handlers get to send their last replies in, after changes under way have been drained
+
+_log = structlog.get_logger(__name__)
+
+
+def run_daemon(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT. Raises OvmsError if it cannot begin (DaemonRunning, InvalidConfig, …)."""
+    _raise_descriptor_limit()
+    with logging_to(settings.log_format, settings.log_level):
+        # Not uvloop, though it serves many readers faster: qemu.qmp passes descriptors over asyncio's sockets only.
+        asyncio.run(_serve_until_told(settings))
+
+
+async def _serve_until_told(settings: Settings) -> None:
+    told: asyncio.Future[signal.Signals] = asyncio.get_running_loop().create_future()
+
+    def tell(number: signal.Signals) -> None:
+        if not told.done():
+            told.set_result(number)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, tell, number)
+    async with serving(settings):
+        sd_notify("READY=1", f"STATUS=listens on {settings.socket}")
+        _log.info("ready", version=VERSION, socket=str(settings.socket), pid=os.getpid())
+        number = await told
+        sd_notify("STOPPING=1")
+        _log.info("stopping", signal=number.name, on_exit=settings.on_exit)
+    _log.info("stopped")
+
+
+@asynccontextmanager
+async def serving(settings: Settings) -> AsyncIterator[Supervisor]:
+    """A daemon for as long as the context lasts, without signals and service manager."""
+    async with AsyncExitStack() as stack:
+        await asyncio.to_thread(_prepare, settings)
+        # Socket and locks first: who finds another daemon there must not touch anything of that one's.
+        listening = await _listen(settings, stack)
+        locks = (*Layout.of(settings).locks, settings.image_dir / "daemon.lock")
+        stack.enter_context(await asyncio.to_thread(_locked, locks))
+        lag = await stack.enter_async_context(LoopLag())
+        store = Store(settings.root)
+        await asyncio.to_thread(store.create)
+        images = ResidentImages(settings.image_dir, mlock=settings.mlock, budget_bytes=settings.image_budget_bytes)
+        await images.open()
+        stack.push_async_callback(images.close)
+        supervisor = await stack.enter_async_context(
+            Supervisor(settings, {**drivers(settings.binaries)}, store, images)
+        )
+        metrics = Metrics(lag, images)
+        counting = asyncio.create_task(metrics.count_starts(supervisor), name="count-starts")
+        stack.callback(counting.cancel)
+        await _start_api(Context(supervisor=supervisor, metrics=metrics, lag=lag), listening, stack)
+        yield supervisor
+
+
+def _prepare(settings: Settings) -> None:
+    """Our directories, which others can't get at; the run directory may be passed through if a group has the socket."""
+    secure_directory(settings.run_dir, 0o711 if settings.socket_group else 0o700)
+    secure_directory(settings.image_dir)
+
+
+def _locked(paths: tuple[Path, ...]) -> ExitStack:
+    with ExitStack() as stack:
+        stack.enter_context(locked(paths))
+        return stack.pop_all()
+
+
+async def _listen(settings: Settings, stack: AsyncExitStack) -> socket.socket:
+    given = activated(os.environ)
+    if given is not None:
+        stack.callback(given.close)
+        return given
+    listening = await asyncio.to_thread(listen, settings.socket, settings.socket_group)
+    stack.push_async_callback(asyncio.to_thread, remove_socket, settings.socket)
+    stack.callback(listening.close)
+    return listening
+
+
+async def _start_api(context: Context, listening: socket.socket, stack: AsyncExitStack) -> None:
+    runner = web.AppRunner(
+        create_app(context), handler_cancellation=True, shutdown_timeout=_HANDLERS_S, access_log=None
+    )
+    stack.push_async_callback(runner.cleanup)
+    await runner.setup()
+    await web.SockSite(runner, listening, backlog=BACKLOG).start()
+
+
+def _raise_descriptor_limit() -> None:
+    """Each machine costs some descriptors; the usual soft limit of 1024 is there for select(2), which we don't use."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
