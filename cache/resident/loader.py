@@ -1,0 +1,97 @@
+"""From a blob in the store to an image: room is made, then it is decoded and published."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from concurrent.futures import CancelledError as Stopped
+from functools import partial
+from pathlib import Path
+
+from anyio import CapacityLimiter
+
+from cache.ramsnap import decode, read_index
+from cache.resident.directory import ImageDirectory, Published
+from cache.resident.entry import Entry
+from cache.resident.load import Load
+from cache.resident.room import Promise, Room
+from cache.resident.shelf import Shelf
+from cache.resident.threads import finish_in_thread
+from spec.digest import Digest
+from spec.ramsnap import RamsnapLimits
+
+_LOADS = 2
+"""At a time: each one keeps all processors busy."""
+
+
+class Loader:
+    """Belongs to one event loop."""
+
+    def __init__(
+        self,
+        directory: ImageDirectory,
+        shelf: Shelf,
+        chores: CapacityLimiter,
+        *,
+        budget_bytes: int | None,
+        limits: RamsnapLimits,
+    ) -> None:
+        self._directory = directory
+        self._shelf = shelf
+        self._chores = chores
+        self._budget_bytes = budget_bytes
+        self._limits = limits
+        self._loading = CapacityLimiter(_LOADS)
+        self._making_room = asyncio.Lock()
+        self._promises: set[Promise] = set()
+
+    async def load(self, digest: Digest, blob: Path, load: Load) -> Published:
+        """The work of a load: nothing of it is left unless it returns.
+
+        Raises what :func:`cache.ramsnap.decode` does, CapacityExceeded, and CancelledError (of concurrent.futures) soon
+        after ``load.stop`` is set.
+        """
+        index = await finish_in_thread(partial(read_index, blob, limits=self._limits), self._chores)
+        promise = Promise(index.payload_bytes, self._directory.new_staging())
+        await self._make_room(digest, promise, load.stop)
+        try:
+            work = partial(self._decode, digest, blob, promise.staging, load.stop)
+            return await finish_in_thread(work, self._loading, load.stop)
+        finally:
+            self._promises.discard(promise)
+
+    def _decode(self, digest: Digest, blob: Path, staging: Path, stop: threading.Event) -> Published:
+        """In a thread."""
+        header = decode(blob, digest, staging, limits=self._limits, stop=stop)
+        try:
+            return self._directory.publish(staging, digest, header)
+        except BaseException:
+            self._directory.discard(staging)
+            raise
+
+    async def _make_room(self, digest: Digest, promise: Promise, stop: threading.Event) -> None:
+        """Evict the least recently used images until the promise can be kept; then it counts. One load at a time."""
+        async with self._making_room:
+            while not stop.is_set():
+                figures = partial(self._room, tuple(self._shelf.entries.values()), tuple(self._promises))
+                room = await finish_in_thread(figures, self._chores)
+                room.check(promise.needed_bytes, digest)
+                if room.fits(promise.needed_bytes):
+                    self._promises.add(promise)
+                    return
+                # None, if somebody took the last one up since the figures were taken: then the next ones say so.
+                if (victim := self._shelf.least_recently_used()) is not None:
+                    await self._shelf.evict(victim.image.digest)
+        raise Stopped
+
+    def _room(self, entries: tuple[Entry, ...], promises: tuple[Promise, ...]) -> Room:
+        """In a thread."""
+        taken = [(entry.references, entry.image.occupied_bytes()) for entry in entries]
+        return Room(
+            used=sum(size for _, size in taken),
+            evictable=sum(size for references, size in taken if not references),
+            promised=sum(promise.needed_bytes for promise in promises),
+            unwritten=sum(promise.unwritten_bytes() for promise in promises),
+            available=self._directory.available_bytes(),
+            budget=self._budget_bytes,
+        )
