@@ -18,7 +18,7 @@ from typing import NamedTuple, TypeVar
 import anyio
 import structlog
 
-from spec.errors import OvmsError, VmmExited, VmmRefused, VmmTimeout
+from spec.errors import OvmsError, VmmExited, VmmTimeout
 from vmm.spawn import start
 
 T = TypeVar("T")
@@ -29,7 +29,7 @@ _KILL_LIMIT_S = 30.0
 """After SIGKILL only the kernel can still hold a process (uninterruptible I/O)."""
 
 _EXIT_FOLLOWS_S = 0.2
-"""A connection that a dying process closed breaks before its exit can be seen."""
+"""What a dying process says or closes comes before its exit can be seen: an error is worth that wait."""
 
 _TAIL_BYTES = 2048
 
@@ -124,7 +124,7 @@ class VmmProcess:
         task = asyncio.ensure_future(ready)
         try:
             await asyncio.wait((task, self._exit), timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
-            if task.done() and not isinstance(task.exception(), VmmRefused | None):  # a refusal comes of the living
+            if task.done() and task.exception() is not None:
                 await asyncio.wait((self._exit,), timeout=_EXIT_FOLLOWS_S)
             if task.done() and (task.exception() is None or not self._exit.done()):
                 return task.result()

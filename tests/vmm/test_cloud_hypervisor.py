@@ -9,6 +9,7 @@ import re
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -133,8 +134,10 @@ async def test_a_cold_boot_ticks_stands_still_when_paused_and_goes_on(host: Host
     stood = host.console(vm)
     await asyncio.sleep(0.2)
     assert host.console(vm) == stood
+    begun = time.monotonic()
     with pytest.raises(VmmRefused, match=r"vm\.pause: .+"):
         await vm.pause()
+    assert time.monotonic() - begun < 0.15  # who answers is not taken for one that dies
     await vm.resume()
     await host.until(lambda: len(host.console(vm)) > len(stood))
     use = await vm.memory_use()

@@ -141,10 +141,8 @@ async def test_an_error_of_readiness_is_passed_on(log: Path) -> None:
     async def refused() -> None:
         raise VmmRefused("no")
 
-    begun = time.monotonic()
     with pytest.raises(VmmRefused):
         await process.until_ready(refused(), limit_s=5, what="reply")
-    assert time.monotonic() - begun < 0.1  # who refuses is not about to be gone
     await process.kill_ladder([])
 
 

@@ -195,7 +195,18 @@ class CloudHypervisorVm:
         await self._api.put("vmm.shutdown")
 
     async def _call(self, command: str, body: object = None, *, limit_s: float | None = None) -> None:
-        await self._race(self._api.put(command, body), command, limit_s or _CALL_LIMIT_S)
+        """A refusal is raised at once: who answers lives, while the race takes an error for a sign of an exit."""
+
+        async def ask() -> VmmRefused | None:
+            try:
+                await self._api.put(command, body)
+            except VmmRefused as refusal:
+                return refusal
+            return None
+
+        refusal = await self._race(ask(), command, limit_s or _CALL_LIMIT_S)
+        if refusal is not None:
+            raise refusal
 
     async def _version(self) -> str:
         """The version of the running process, which the binary on disk may have been replaced under."""
