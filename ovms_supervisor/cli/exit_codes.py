@@ -38,4 +38,5 @@ def exit_code(error: errors.OvmsError, command: str) -> int:
         return FAILED
     if isinstance(error, _NOT_FOUND):
         return RUN_NOT_FOUND
-    return RUN_IMPOSSIBLE if isinstance(error, _IMPOSSIBLE) else RUN_FAILED
+    asked_wrong = isinstance(error, errors.ImmutableOverride)  # the artifact could run, but not so
+    return RUN_IMPOSSIBLE if isinstance(error, _IMPOSSIBLE) and not asked_wrong else RUN_FAILED

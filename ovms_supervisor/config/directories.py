@@ -77,6 +77,9 @@ def secure_directory(path: Path, mode: int = 0o700) -> None:
         path.chmod(mode)  # the umask took its part
     except FileExistsError:
         check_ours(path)
+        present = stat.S_IMODE(path.stat().st_mode)
+        if present & mode != mode:  # made when nobody else was to enter it
+            path.chmod(present | mode)
     except PermissionError as error:
         raise PermissionMissing(
             f"{path} cannot be made: {error.strerror}",

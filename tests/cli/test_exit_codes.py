@@ -20,6 +20,7 @@ from spec import errors
         (errors.VmmExited, 125),
         (errors.NoSpace, 125),
         (errors.NameInUse, 125),
+        (errors.ImmutableOverride, 125),
     ],
 )
 def test_run_tells_by_its_code_what_failed(error: type[errors.OvmsError], code: int) -> None:

@@ -256,7 +256,7 @@ def test_machines_outlive_the_daemon(daemon: Ovm) -> None:
     daemon.ok("serve", "--stop")
     without = daemon("ps")
     assert without.code == 0
-    assert "1 left by an earlier one" in without.err
+    assert "left the records of 1;" in without.err
     assert daemon("status", machine).code == 1
     daemon.ok("serve", "--detach")
     assert daemon.ok("ps", "-q").split() == [machine]

@@ -168,7 +168,8 @@ def test_a_directory_of_somebody_else_is_not_used(tmp_path: Path, monkeypatch: p
     ours = tmp_path / "ours"
     directories.secure_directory(ours)
     assert ours.stat().st_mode & 0o777 == 0o700
-    directories.secure_directory(ours)  # again is fine
+    directories.secure_directory(ours, 0o711)  # opened for a group of the socket
+    assert ours.stat().st_mode & 0o777 == 0o711
     ours.chmod(0o770)
     with pytest.raises(PermissionMissing, match="0770"):
         directories.check_ours(ours)

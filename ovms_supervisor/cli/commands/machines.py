@@ -43,7 +43,8 @@ async def _listed(invocation: Invocation, everything: bool) -> list[InstanceInfo
             return await client.instances(everything=everything)
     except DaemonUnreachable as error:
         left = _left_behind(invocation)
-        without = f"{left} left by an earlier one: 'ovm serve --detach' takes over" if left else "no machine runs"
+        known = f"an earlier one left the records of {left}; 'ovm serve --detach' takes them over"
+        without = known if left else "no machine runs"
         output.message(f"ovm: {error.detail}; {without}")
         return []
 
