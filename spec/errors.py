@@ -23,6 +23,8 @@ code in ``ovms_supervisor.cli.exit_codes``, and nowhere else.
     │   ├── NoSpace, MlockLimit, NoUsableRuntime, MissingTool, CapacityExceeded
     ├── VmmFailure              the VMM process misbehaved
     │   ├── VmmExited, VmmTimeout, VmmRefused, VmmGarbage, MemoryNotShared
+    ├── RegistryError           a registry, or the way to it, failed
+    │   ├── RegistryUnreachable, RegistryRefused, RegistryGarbage, AuthenticationFailed, RateLimited
     ├── DaemonUnreachable       no daemon answers on the socket
     └── InternalError           a bug of ours
 """
@@ -412,6 +414,54 @@ class MemoryNotShared(VmmFailure):
 
     code = "vmm.memory_not_shared"
     title = "Guest memory is not shared"
+
+
+# --- registries ----------------------------------------------------------------------------------------------------
+
+
+class RegistryError(OvmsError):
+    """A registry, or the way to it, failed; ``fields['host']`` names it."""
+
+    code = "registry.error"
+    title = "Registry failure"
+
+
+class RegistryUnreachable(RegistryError):
+    """No connection to the registry, or none that lasted."""
+
+    code = "registry.unreachable"
+    title = "Registry unreachable"
+    default_remedy = "Check the host name, the network, the proxy variables and, for TLS, the certificate authority."
+
+
+class RegistryRefused(RegistryError):
+    """The registry answered with an error; ``fields['status']`` is its HTTP status."""
+
+    code = "registry.refused"
+    title = "Registry refused"
+
+
+class RegistryGarbage(RegistryError):
+    """The registry answered with what is not its protocol, or would lead us where it must not."""
+
+    code = "registry.garbage"
+    title = "Registry answered garbage"
+
+
+class AuthenticationFailed(RegistryError):
+    """The registry wants credentials that we don't have, or denies those that we have."""
+
+    code = "registry.authentication"
+    title = "Not authorised at the registry"
+    default_remedy = "Log in to the registry (docker login, podman login), and check the name of the repository."
+
+
+class RateLimited(RegistryError):
+    """The registry asks to come back later than we are willing to wait; ``fields['retry_after_s']`` if it said when."""
+
+    code = "registry.rate_limited"
+    title = "Rate limit of the registry"
+    default_remedy = "Try again later, or log in: registries allow more to whom they know."
 
 
 # --- ours ----------------------------------------------------------------------------------------------------------

@@ -29,6 +29,8 @@ _STATUS: dict[type[OvmsError], HTTPStatus] = {
     errors.NoSpace: HTTPStatus.INSUFFICIENT_STORAGE,
     errors.VmmFailure: HTTPStatus.BAD_GATEWAY,
     errors.VmmTimeout: HTTPStatus.GATEWAY_TIMEOUT,
+    errors.RegistryError: HTTPStatus.BAD_GATEWAY,
+    errors.RateLimited: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.DaemonUnreachable: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.InternalError: HTTPStatus.INTERNAL_SERVER_ERROR,
 }
