@@ -62,14 +62,19 @@ def _size(text: str) -> int:
     return parse_size(text)
 
 
-def _offset(text: str) -> int:
+def _number(text: str) -> int:
+    if text[:2].lower() != "0x":
+        return _size(text)
     try:
-        number = int(text, 0)
+        return int(text, 16)
     except ValueError as error:
-        raise InvalidInput(f"{text[:40]!r} is not a number such as 4096 or 0x1000") from error
-    if number < 0:
-        raise InvalidInput(f"{text[:40]} is negative")
-    return number
+        raise InvalidInput(f"{text[:40]!r} is not a number such as 4096, 4K or 0x1000") from error
+
+
+def _tail(text: str) -> str:
+    if text != "all" and not (text.isascii() and text.isdigit()):
+        raise InvalidInput(f"{text[:40]!r} is neither 'all' nor a number of lines")
+    return text
 
 
 def _new_name(text: str) -> Reference:
@@ -129,8 +134,10 @@ def _machines(invocation: Invocation) -> list[CompletionItem]:
 
 SIZE = Parsed("size", _size)
 """``512M``, in bytes."""
-OFFSET = Parsed("number", _offset)
-"""A non-negative number, decimal or 0x…"""
+NUMBER = Parsed("number", _number)
+"""A non-negative number of bytes: decimal, 0x…, or a size."""
+TAIL = Parsed("tail", _tail)
+"""``all`` or a number of lines, as text."""
 NAME = Parsed("ref", _new_name)
 """A Reference to be given to an artifact."""
 STORED = Parsed("ref", _stored, _references)

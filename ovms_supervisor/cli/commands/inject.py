@@ -10,7 +10,7 @@ import click
 from ovms_supervisor.cli import output
 from ovms_supervisor.cli.grammar import OvmCommand
 from ovms_supervisor.cli.invocation import Invocation, pass_invocation, run_async
-from ovms_supervisor.cli.parameters import MACHINE, OFFSET
+from ovms_supervisor.cli.parameters import MACHINE, NUMBER
 from spec.errors import OutOfRange
 
 if TYPE_CHECKING:
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 )
 @click.argument("machine", type=MACHINE, metavar="ID")
 @click.argument("device")
-@click.option("--offset", type=OFFSET, default=0, metavar="N", help="From the start of the device; 0x for hex.")
+@click.option("--offset", type=NUMBER, default=0, metavar="N", help="From the start of the device: 4096, 4K or 0x1000.")
 @click.option("--data-hex", metavar="HEX", help="Bytes to write, in hex; blanks are ignored.")
 @click.option("--text", help="Text to write, as UTF-8.")
 @click.option("--file", type=click.File("rb"), help="A file to write; - for standard input.")
-@click.option("--read", type=OFFSET, metavar="N", help="Read N bytes instead: raw on stdout, hex on a terminal.")
+@click.option("--read", type=NUMBER, metavar="N", help="Read N bytes instead: raw on stdout, hex on a terminal.")
 @pass_invocation
 def inject_command(
     invocation: Invocation,

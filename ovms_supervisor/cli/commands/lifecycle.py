@@ -11,7 +11,7 @@ from ovms_supervisor.cli import output
 from ovms_supervisor.cli.grammar import OvmCommand
 from ovms_supervisor.cli.invocation import Invocation, pass_invocation, run_async
 from ovms_supervisor.cli.parameters import MACHINE
-from spec.errors import OvmsError
+from spec.errors import OvmsError, WrongState
 
 if TYPE_CHECKING:
     from ovms_supervisor.client import Client
@@ -62,7 +62,15 @@ def resume_command(invocation: Invocation, machines: tuple[str, ...]) -> None:
 @pass_invocation
 def rm_command(invocation: Invocation, machines: tuple[str, ...], force: bool) -> None:
     """Remove stopped machines with their console, and their disks unless persistent."""
-    _each(invocation, machines, lambda client, machine: client.remove(machine, force=force))
+
+    async def remove(client: Client, machine: str) -> None:
+        try:
+            await client.remove(machine, force=force)
+        except WrongState as error:
+            remedy = f"Stop it first, or remove it with 'ovm rm -f {machine}'."
+            raise WrongState(error.detail, remedy=remedy, **error.fields) from error
+
+    _each(invocation, machines, remove)
 
 
 def _each(

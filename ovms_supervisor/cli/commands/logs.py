@@ -10,7 +10,7 @@ import click
 from ovms_supervisor.cli import output
 from ovms_supervisor.cli.grammar import OvmCommand
 from ovms_supervisor.cli.invocation import Invocation, pass_invocation, run_async
-from ovms_supervisor.cli.parameters import MACHINE
+from ovms_supervisor.cli.parameters import MACHINE, TAIL
 from ovms_supervisor.cli.terminal import NeutralStream
 
 
@@ -21,7 +21,7 @@ from ovms_supervisor.cli.terminal import NeutralStream
 )
 @click.argument("machine", type=MACHINE, metavar="ID")
 @click.option("-f", "--follow", is_flag=True, help="Go on with what comes, until the machine has ended.")
-@click.option("-n", "--tail", metavar="N", help="Only the last N lines; 'all' is the default.")
+@click.option("-n", "--tail", type=TAIL, metavar="N", help="Only the last N lines; 'all' is the default.")
 @click.option("--since", metavar="TIME", help="From a time on: RFC 3339, or a duration ago such as 10m.")
 @click.option("--until", metavar="TIME", help="Up to a time.")
 @click.option("-t", "--timestamps", is_flag=True, help="Begin each line with its time.")

@@ -107,9 +107,13 @@ async def _start_all(invocation: Invocation, requests: list[StartRequest]) -> li
             except OvmsError as error:
                 failures.setdefault(error.code, error)
 
-    async with invocation.client() as client, asyncio.TaskGroup() as group:
-        for request in requests:
-            group.create_task(start(client, request))
+    try:
+        async with invocation.client() as client, asyncio.TaskGroup() as group:
+            for request in requests:
+                group.create_task(start(client, request))
+    except asyncio.CancelledError:
+        output.message("ovm: interrupted; what is starting goes on starting, see 'ovm ps'")
+        raise
     return list(failures.values())
 
 
