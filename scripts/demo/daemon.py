@@ -36,9 +36,18 @@ def private_daemon() -> Iterator[Daemon]:
     On the way out its machines are ended, the daemon is stopped, and the directory and its tmpfs images are removed.
     """
     home = Path(tempfile.mkdtemp(prefix="ovms-quickstart-"))
-    foreign = {name for name in os.environ if name.startswith("OVMS_")}
-    environment = {name: value for name, value in os.environ.items() if name not in foreign}
-    environment |= {"OVMS_ROOT": str(home / "root"), "OVMS_RUN_DIR": str(home / "run"), "OVMS_ON_EXIT": "stop"}
+    # Nothing that the user has configured for a daemon of their own, but for where the runtimes are.
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("OVMS_") or name.startswith("OVMS_RUNTIMES_")
+    }
+    environment |= {
+        "OVMS_CONFIG": os.devnull,
+        "OVMS_ROOT": str(home / "root"),
+        "OVMS_RUN_DIR": str(home / "run"),
+        "OVMS_ON_EXIT": "stop",
+    }
     images: Path | None = None
     pid: int | None = None
     try:

@@ -32,10 +32,11 @@ def _memory(figures: Figures, what: str) -> str:
 
 
 def _locked(figures: Figures) -> str:
-    memories = [each.metrics.memory for each in figures.clones if each.metrics.memory]
-    locked = min(each.locked_bytes for each in memories)
-    degraded = sorted({each.detail for clone in figures.clones for each in clone.degraded})
-    return format_size(locked) if locked else "no" + (f": {'; '.join(degraded)}" if degraded else "")
+    locked = min(each.metrics.memory.locked_bytes for each in figures.clones if each.metrics.memory)
+    if locked:
+        return format_size(locked)
+    reasons = sorted({each.detail for clone in figures.clones for each in clone.degraded})
+    return f"no: {'; '.join(reasons) or 'the artifact does not ask for it'}"
 
 
 def _times(values: list[float]) -> str:
