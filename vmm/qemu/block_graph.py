@@ -36,6 +36,8 @@ def disk_node(disk: Disk, name: str) -> dict[str, Any]:
         path = path.parent / header.backing_name
         node["backing"] = _node(path, header.backing_format, read_only=True)
         node = node["backing"]
+    if not path.exists():
+        raise FileMissing(f"the disk image {path} is not there", path=str(path))
     return top
 
 
