@@ -1,0 +1,199 @@
+"""Taking over what an earlier daemon left: running machines are re-adopted, everything half done is finished or undone.
+
+The journals say what should be there, the kernel says what is. Where a journal tells of a running machine, the
+process is looked for by pid, start time and boot id, attached to, and given a life that goes on. All others get a
+life that only ends: it gives back what they held and says why. A process or directory that no journal accounts for is
+removed; a journal that cannot be read is left alone, with everything that may belong to it, and reported.
+"""
+
+from __future__ import annotations
+
+import shutil
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass
+
+import anyio
+import structlog
+from anyio.to_thread import run_sync
+
+from ovms_supervisor.instance import endings, holdings, journal
+from ovms_supervisor.instance.creation import hold_artifact
+from ovms_supervisor.instance.half_done import finish_half_done, settle_files
+from ovms_supervisor.instance.host import Host
+from ovms_supervisor.instance.instance import Instance
+from ovms_supervisor.instance.launch import files_of
+from ovms_supervisor.instance.life import Life, StopOrder
+from ovms_supervisor.instance.process_identity import boot_id, is_same, processes_of
+from ovms_supervisor.instance.record import Record
+from spec.digest import parse_digest
+from spec.errors import CorruptStore, OvmsError, VmmExited
+from spec.instance import InstanceState, is_final
+from vmm.process import VmmProcess
+
+_log = structlog.get_logger(__name__)
+
+_INTERRUPTED = "the daemon ended while it was starting"
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """An instance of an earlier daemon; ``life`` is what is still to be lived, None if it has ended before."""
+
+    instance: Instance
+    life: Life | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Scan:
+    records: list[Record]
+    troubles: list[str]
+    strays: list[int]
+    """Processes that no journal accounts for."""
+    boot_id: str
+
+
+async def find_all(host: Host) -> tuple[list[Found], list[str]]:
+    """All instances that an earlier daemon left, oldest first, and what could not be made sense of."""
+    scan = await run_sync(_scan, host)
+    for pid in scan.strays:
+        await _kill(pid)
+    await run_sync(_sweep, host, {record.instance_id for record in scan.records}, bool(scan.troubles))
+    found = [await _take_over(host, record, scan.boot_id) for record in scan.records]
+    return found, scan.troubles
+
+
+def _scan(host: Host) -> _Scan:
+    host.layout.instances.mkdir(mode=0o700, parents=True, exist_ok=True)
+    records: list[Record] = []
+    troubles: list[str] = []
+    unreadable: set[str] = set()
+    for directory in sorted(host.layout.instances.iterdir()):
+        path = host.layout.of_instance(directory.name).journal
+        if not path.exists():  # its first record was never written: it was promised to nobody
+            shutil.rmtree(directory, ignore_errors=True)
+            continue
+        try:
+            records.append(journal.read(path))
+        except CorruptStore as error:
+            troubles.append(f"{path}: {error.detail}")
+            unreadable.add(directory.name)
+    known = {record.vm.pid for record in records if record.vm and not is_final(record.state)}
+    strays = [
+        pid
+        for pid, instance_id in processes_of(host.layout.instances).items()
+        if pid not in known and instance_id not in unreadable
+    ]
+    return _Scan(sorted(records, key=lambda record: record.created_at), troubles, strays, boot_id())
+
+
+def _sweep(host: Host, known: set[str], keep_strangers: bool) -> None:
+    """Remove directories of instances that no journal knows, and snapshots that were not stored."""
+    shutil.rmtree(host.layout.storing, ignore_errors=True)
+    if keep_strangers:
+        return
+    for parent in (host.layout.instance_memory, host.layout.instance_disks):
+        for directory in parent.iterdir() if parent.exists() else ():
+            if directory.name not in known:
+                shutil.rmtree(directory, ignore_errors=True)
+
+
+async def _kill(pid: int) -> None:
+    _log.warning("killing a VMM that no journal accounts for", pid=pid)
+    with suppress(OvmsError):
+        await VmmProcess.attach(pid).kill_ladder([])
+
+
+async def _take_over(host: Host, record: Record, boot: str) -> Found:
+    instance = Instance(host, record)
+    try:
+        await instance.console.open()
+    except OSError as error:
+        instance.degrade("logs.not_indexed", f"the console cannot be opened: {error}")
+    if is_final(record.state):
+        await instance.console.close(record.state.value)
+        return Found(instance, None)
+    undo = AsyncExitStack()
+    await _promise(instance, undo)
+    try:
+        await _attach(instance, boot)
+    except (endings.Lost, OvmsError) as error:
+        lost = error if isinstance(error, endings.Lost) else endings.Lost(f"it could not be taken over: {error}")
+        return Found(instance, await _ending(instance, lost, undo))
+    _log.info("re-adopted", instance=record.instance_id, pid=record.vm and record.vm.pid, state=record.state)
+    host.events.publish("instance.adopted", instance_id=instance.id, name=instance.name)
+    return Found(instance, Life(instance, _as_it_is, undo))
+
+
+async def _promise(instance: Instance, undo: AsyncExitStack) -> None:
+    """The same promises that the start of the instance made."""
+    host, record = instance.host, instance.record
+    for digest in {record.manifest.digest, record.lineage}:
+        try:
+            await hold_artifact(host.store, parse_digest(digest), undo)
+        except OvmsError as error:
+            instance.degrade("artifact.missing", str(error))
+    owned_bytes = sum(device.size_bytes for device in record.devices)
+    if record.vm is None or not record.vm.machine.ram.private:
+        owned_bytes += record.memory_bytes
+    holdings.hold_reservation(host, undo, host.capacity.take_over(owned_bytes, instance.paths.memory))
+    holdings.hold_directory(instance, undo)
+    holdings.hold_image(instance, undo)
+    holdings.hold_memory(instance, undo)
+    if record.request.overrides.disk != "persistent":
+        holdings.hold_disks(instance, undo)
+    holdings.hold_vm(instance, undo)
+
+
+async def _attach(instance: Instance, boot: str) -> None:
+    """Take hold of the process. Raises Lost with the reason, or Vmm*."""
+    host, record = instance.host, instance.record
+    if record.boot_id != boot:
+        raise endings.Lost("the host was rebooted")
+    if record.state is InstanceState.STARTING or record.vm is None:
+        if record.vm is not None:
+            await _kill(record.vm.pid)
+        raise endings.Lost(_INTERRUPTED)
+    if not await run_sync(is_same, record.vm.pid, record.vm.start_ticks):
+        raise endings.Lost("the VMM ended while no daemon was watching; how is not known")
+    driver = host.drivers.get(record.runtime.name)
+    if driver is None:
+        raise endings.Lost(f"this daemon has no driver for {record.runtime.name}")
+    await run_sync(settle_files, instance)
+    try:
+        vm = await driver.attach(record.vm.machine, files_of(instance, record.vm.generation), record.vm.pid)
+    except OvmsError:
+        await _kill(record.vm.pid)
+        raise
+    instance.vm = vm
+    if not await run_sync(is_same, record.vm.pid, record.vm.start_ticks):  # now it is held by a pidfd
+        raise VmmExited(f"process {record.vm.pid} ended at the last moment", pid=record.vm.pid)
+    await _retain_image(instance)
+    await finish_half_done(instance)
+
+
+async def _retain_image(instance: Instance) -> None:
+    digest = instance.record.image
+    if digest is None:
+        return
+    instance.image = await instance.host.images.retain(
+        parse_digest(digest), mlock_required=instance.record.mlock_required
+    )
+
+
+async def _ending(instance: Instance, lost: endings.Lost, undo: AsyncExitStack) -> Life:
+    """A life that begins with its end."""
+
+    async def fail(_: Life) -> None:
+        raise lost
+
+    life = Life(instance, fail, undo)
+    if instance.state is InstanceState.STOPPING:
+        life.was_told_to_stop(StopOrder(0, "stopped on request"))
+    return life
+
+
+async def _as_it_is(life: Life) -> None:
+    """The machine runs: there is nothing to begin. One that was being stopped goes on with that."""
+    if life.instance.state is InstanceState.STOPPING:
+        life.was_told_to_stop(StopOrder(0, "stopped on request"))
+    await anyio.lowlevel.checkpoint()

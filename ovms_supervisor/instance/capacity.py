@@ -1,0 +1,82 @@
+"""Whether the host has the memory that a start may come to need.
+
+RAM files are sparse: a guest that has touched a tenth of its memory may touch the rest tomorrow, and where the tmpfs
+is full then, the kernel ends the VMM with SIGBUS. So a start is admitted only if all RAM files can be filled.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import anyio
+from anyio import to_thread
+
+from ovms_supervisor.config.host import meminfo
+from spec.errors import CapacityExceeded
+from spec.sizes import format_size
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Reservation:
+    """Memory promised to one instance: files on the tmpfs that together may grow to ``size_bytes``."""
+
+    size_bytes: int
+    directory: Path
+
+    def allocated_bytes(self) -> int:
+        """What the files of the directory take already (blocks)."""
+        try:
+            return sum(entry.stat().st_blocks * 512 for entry in os.scandir(self.directory))
+        except FileNotFoundError:
+            return 0
+
+
+class Capacity:
+    """Promises memory of one tmpfs."""
+
+    def __init__(self, tmpfs: Path) -> None:
+        self._tmpfs = tmpfs
+        self._promised: set[Reservation] = set()
+        self._turn = anyio.Lock()
+
+    @property
+    def promised_bytes(self) -> int:
+        """What all live instances together may fill."""
+        return sum(each.size_bytes for each in self._promised)
+
+    async def reserve(self, size_bytes: int, directory: Path) -> Reservation:
+        """Promise memory for files in ``directory``. Raises CapacityExceeded, with the figures in its fields."""
+        async with self._turn:  # or two starts, of which one would fit, refuse each other
+            reservation = self.take_over(size_bytes, directory)
+            try:
+                free_bytes, open_bytes = await to_thread.run_sync(self._figures, tuple(self._promised))
+                if open_bytes > free_bytes:
+                    raise CapacityExceeded(
+                        f"{format_size(size_bytes)} are needed on {self._tmpfs}, where {format_size(free_bytes)} are "
+                        f"free and {format_size(open_bytes - size_bytes)} are promised to other instances",
+                        needed_bytes=size_bytes,
+                        free_bytes=free_bytes,
+                        promised_bytes=open_bytes - size_bytes,
+                    )
+            except BaseException:
+                self.release(reservation)
+                raise
+            return reservation
+
+    def take_over(self, size_bytes: int, directory: Path) -> Reservation:
+        """Promise without looking: the memory is in use already."""
+        reservation = Reservation(size_bytes, directory)
+        self._promised.add(reservation)
+        return reservation
+
+    def release(self, reservation: Reservation) -> None:
+        """Take a promise back; idempotent."""
+        self._promised.discard(reservation)
+
+    def _figures(self, promised: tuple[Reservation, ...]) -> tuple[int, int]:
+        """Bytes that are free, and bytes of all promises that are not yet allocated."""
+        figures = os.statvfs(self._tmpfs)
+        free = min(figures.f_bavail * figures.f_frsize, meminfo()["MemAvailable"])
+        return free, sum(max(0, each.size_bytes - each.allocated_bytes()) for each in promised)

@@ -1,0 +1,211 @@
+"""Capturing a machine at one point in time: the part of a snapshot for which the guest stands still.
+
+Two ways, of which the driver knows which it can go::
+
+    prepare → pause → save ─┬─ in place: resume → complete              the process goes on, on a new overlay
+                            └─ else: restore a successor → retire       a clone of the snapshot goes on in its stead
+
+RAM that the machine owns is frozen by a hard link, whatever its size; only a private RAM, on a driver that can't
+capture it in place, is written out during the pause. Until the successor runs, everything can be given up and the
+old process goes on; from then on there is no way back, and none is needed.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import anyio
+import structlog
+from anyio.to_thread import run_sync
+
+from ovms_supervisor.clock import Stopwatch
+from ovms_supervisor.instance import shared_devices
+from ovms_supervisor.instance.instance import Instance
+from ovms_supervisor.instance.launch import files_of, record_of
+from ovms_supervisor.instance.life import Life
+from ovms_supervisor.instance.overlays import NextOverlay
+from ovms_supervisor.instance.owned import undone_on_failure
+from ovms_supervisor.instance.record import Doing, VmRecord
+from spec.compatibility import Compatibility
+from spec.errors import OvmsError
+from spec.instance import InstanceState
+from vmm.driver import Machine, Ram, Saved, SaveTarget, Vm
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Captured:
+    """One point in time of a machine: ``staging/ram`` and ``staging/state/``, and the overlays that belong to it."""
+
+    staging: Path
+    compatibility: Compatibility
+    lineage: str
+    """Digest of the OCI manifest below the layers."""
+    layers: tuple[Path, ...]
+    kernel_args: str
+    succeeded: bool
+    """The machine maps the captured RAM now."""
+    pause_ms: float
+
+
+class Capture:
+    """One capture of one instance; :meth:`run` it in the instance's turn."""
+
+    def __init__(self, life: Life, watch: Stopwatch) -> None:
+        self._life = life
+        self._instance: Instance = life.instance
+        self._watch = watch
+        self._vm: Vm = self._instance.running_vm()
+        self._machine: Machine = self._vm.machine
+        self._generation = self._instance.record.generation + 1
+        self._running = self._instance.state is InstanceState.RUNNING
+        self._ram = self._instance.paths.ram(self._generation)
+        self._overlay = NextOverlay.of(self._instance, self._machine, self._generation)
+        self._standing = False
+        self._pause_began = 0.0
+        self._pause_ms = 0.0
+
+    async def run(self) -> Captured:
+        """Capture, and let the machine go on. Raises Vmm*, NoSpace, …; the machine then goes on as before."""
+        record, images = self._instance.record, self._instance.host.images
+        async with undone_on_failure() as undo:
+            staging = await images.stage()
+            undo.push_async_callback(images.discard, staging)
+            async with undone_on_failure() as given_up:
+                successor = await self._prepare(staging, given_up)
+                saved = await self._save(staging)
+                if successor is not None:
+                    await self._restore(successor[0], saved, staging)
+            # From here on there is no way back.
+            with anyio.CancelScope(shield=True):
+                if successor is not None:
+                    await self._succeed(*successor)
+                else:
+                    await self._resume_in_place()
+            if successor is None:
+                with self._watch.phase("complete"):
+                    await saved.complete(staging / "ram")
+            return Captured(
+                staging=staging,
+                compatibility=saved.compatibility,
+                lineage=record.lineage,
+                layers=tuple(record.pending_layers),
+                kernel_args=self._machine.kernel_args,
+                succeeded=successor is not None,
+                pause_ms=self._pause_ms,
+            )
+
+    async def _prepare(self, staging: Path, given_up: AsyncExitStack) -> tuple[Vm, VmRecord] | None:
+        """Everything that needs no standing guest; the successor's process, unless the capture is in place."""
+        with self._watch.phase("prepare"):
+            given_up.push_async_callback(self._write_down, None)
+            given_up.push_async_callback(self._go_on)
+            await self._write_down(Doing(what="snapshot", overlay=self._overlay.disk.path if self._overlay else None))
+            if self._overlay is not None:
+                given_up.push_async_callback(self._overlay.settle)
+                await self._overlay.create()
+            await run_sync(partial((staging / "state").mkdir, exist_ok=True))
+            if await self._goes_in_place():
+                return None
+            given_up.push_async_callback(run_sync, partial(self._ram.unlink, missing_ok=True))
+            if not self._machine.ram.private:
+                await run_sync(self._freeze, self._machine.ram.path, staging)
+            return await self._spawn_successor(given_up)
+
+    async def _goes_in_place(self) -> bool:
+        reports = await self._instance.host.runtimes.reports()
+        return self._machine.ram.private and "snapshot-in-place" in reports[self._instance.record.runtime.name].features
+
+    async def _spawn_successor(self, given_up: AsyncExitStack) -> tuple[Vm, VmRecord]:
+        machine = replace(
+            self._machine,
+            ram=Ram(path=self._ram, size_bytes=self._machine.ram.size_bytes, private=True),
+            disks=self._overlay.disks if self._overlay else self._machine.disks,
+        )
+        driver = self._instance.host.drivers[self._instance.record.runtime.name]
+        vm = await driver.spawn(machine, files_of(self._instance, self._generation), incoming=True)
+        given_up.push_async_callback(_end, vm)
+        return vm, await record_of(vm, self._generation)
+
+    def _freeze(self, source: Path, staging: Path) -> None:
+        """Names of the same file: ours, which outlives the staging, and the snapshot's."""
+        if source != self._ram:
+            os.link(source, self._ram)
+        os.link(source, staging / "ram")
+
+    async def _save(self, staging: Path) -> Saved:
+        self._pause_began = time.monotonic()
+        with self._watch.phase("pause"):
+            if self._running:
+                self._standing = True
+                await self._vm.pause()
+        with self._watch.phase("save"):
+            overlays = self._overlay.disks if self._overlay else ()
+            saved = await self._vm.save(SaveTarget(state_dir=staging / "state", overlays=overlays))
+            await run_sync(shared_devices.save, self._machine.devices, staging / "state")
+        return saved
+
+    async def _restore(self, successor: Vm, saved: Saved, staging: Path) -> None:
+        if self._machine.ram.private:
+            with self._watch.phase("complete"):
+                await saved.complete(self._ram)
+                await run_sync(self._freeze, self._ram, staging)
+        with self._watch.phase("restore"):
+            await successor.restore(staging / "state", resume=self._running)
+        self._end_pause()
+
+    async def _succeed(self, successor: Vm, record: VmRecord) -> None:
+        """The successor runs: the instance is its process now, and the old one is retired."""
+        instance, old = self._instance, self._vm
+        with self._watch.phase("retire"):
+            instance.vm, instance.record.vm = successor, record
+            if self._overlay is not None:
+                self._overlay.note_switch()
+            await self._write_down(None)
+            self._life.watch(successor)
+            try:
+                await _end(old)
+            except OvmsError:
+                _log.exception("the process before a snapshot does not end", instance=instance.id, pid=old.pid)
+            if not self._machine.ram.private:
+                await run_sync(partial(self._machine.ram.path.unlink, missing_ok=True))
+            if instance.image is not None:
+                digest, instance.image, instance.record.image = instance.image.digest, None, None
+                await instance.host.images.release(digest)
+
+    async def _resume_in_place(self) -> None:
+        with self._watch.phase("resume"):
+            await self._go_on()
+            self._end_pause()
+        if self._overlay is not None:
+            await self._overlay.settle()
+        await self._write_down(None)
+
+    async def _go_on(self) -> None:
+        """Let the process that was paused go on. One that cannot has failed."""
+        if not self._standing:
+            return
+        try:
+            await self._vm.resume()
+        except OvmsError as error:
+            self._life.fail(error)
+            raise
+        self._standing = False
+
+    def _end_pause(self) -> None:
+        self._pause_ms = round((time.monotonic() - self._pause_began) * 1000, 3)
+
+    async def _write_down(self, doing: Doing | None) -> None:
+        self._instance.record.generation = self._generation
+        self._instance.record.doing = doing
+        await self._instance.save()
+
+
+async def _end(vm: Vm) -> None:
+    await vm.stop(guest_grace_s=0)

@@ -1,0 +1,79 @@
+"""The moment at which an instance comes to be: admitted, with a record on disk, before anything is made for it."""
+
+from __future__ import annotations
+
+import shutil
+import uuid
+from contextlib import AsyncExitStack
+from functools import partial
+
+from anyio.to_thread import run_sync
+
+from cache.store import Store
+from ovms_supervisor.clock import Stopwatch, utc_now
+from ovms_supervisor.instance.admission import admit
+from ovms_supervisor.instance.holdings import hold_reservation
+from ovms_supervisor.instance.host import Host
+from ovms_supervisor.instance.instance import Instance
+from ovms_supervisor.instance.owned import undone_on_failure
+from ovms_supervisor.instance.plan import Plan
+from ovms_supervisor.instance.process_identity import boot_id
+from ovms_supervisor.instance.record import Record
+from ovms_supervisor.instance.resolution import resolve
+from spec.api import StartRequest
+from spec.digest import Digest, parse_digest
+from spec.instance import DeviceInfo, ManifestInfo
+
+
+async def create(host: Host, request: StartRequest, watch: Stopwatch) -> tuple[Instance, Plan, AsyncExitStack]:
+    """Resolve, admit, and write down a new instance; returns also the promises that its life must keep.
+
+    What it raises is the caller's; then no instance has ever existed.
+    """
+    async with undone_on_failure() as held:
+        with watch.phase("resolve"):
+            resolved = await resolve(host.store, request)
+            await hold_artifact(host.store, resolved.artifact.digest, held)
+        instance_id = str(uuid.uuid4())
+        paths = host.layout.of_instance(instance_id)
+        with watch.phase("admit"):
+            plan = await admit(host, resolved, watch)
+            hold_reservation(host, held, await host.capacity.reserve(_own_bytes(plan), paths.memory))
+        instance = Instance(host, _record(instance_id, plan, await run_sync(boot_id)))
+        async with undone_on_failure() as undo:
+            undo.push_async_callback(run_sync, partial(shutil.rmtree, paths.directory, ignore_errors=True))
+            await run_sync(partial(paths.directory.mkdir, mode=0o700, parents=True))
+            await instance.journal.write(instance.record)
+        return instance, plan, held
+
+
+async def hold_artifact(store: Store, digest: Digest, undo: AsyncExitStack) -> None:
+    """Keep the blobs and disks of an artifact, whatever becomes of its names."""
+    await run_sync(store.pin, digest)
+    undo.push_async_callback(run_sync, store.unpin, digest)
+
+
+def _own_bytes(plan: Plan) -> int:
+    """What the instance may come to fill on the tmpfs: RAM unless it maps an image, and its devices."""
+    return (0 if plan.ramsnap else plan.memory_bytes) + sum(device.size_bytes for device in plan.devices)
+
+
+def _record(instance_id: str, plan: Plan, boot: str) -> Record:
+    digest = plan.artifact.digest
+    snapshot = plan.artifact.manifest.ram_snapshot
+    return Record(
+        instance_id=instance_id,
+        boot_id=boot,
+        request=plan.request,
+        name=plan.request.overrides.name,
+        manifest=ManifestInfo(ref=plan.request.manifest, digest=digest),
+        lineage=parse_digest(digest),
+        boot=plan.boot,
+        runtime=plan.runtime,
+        memory_bytes=plan.memory_bytes,
+        cpus=plan.cpus,
+        devices=[DeviceInfo(type="ivshmem", name=each.name, size_bytes=each.size_bytes) for each in plan.devices],
+        created_at=utc_now(),
+        degraded=list(plan.degraded),
+        mlock_required=snapshot.mlock_required if snapshot else False,
+    )

@@ -1,0 +1,30 @@
+"""What all instances of one daemon share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from cache.resident import ResidentImages
+
+from cache.store import Store
+from ovms_supervisor.config import Settings
+from ovms_supervisor.events import EventHub
+from ovms_supervisor.instance.capacity import Capacity
+from ovms_supervisor.instance.runtimes import Runtimes
+from ovms_supervisor.layout import Layout
+from vmm.driver import Driver
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """The daemon as an instance sees it."""
+
+    settings: Settings
+    layout: Layout
+    store: Store
+    images: ResidentImages
+    drivers: Mapping[str, Driver]
+    runtimes: Runtimes
+    capacity: Capacity
+    events: EventHub

@@ -1,0 +1,49 @@
+"""What is to be started: the request and the artifact, with every decision made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from cache.artifact import Artifact
+from ovms_supervisor.clock import Stopwatch
+from ovms_supervisor.instance.record import Boot
+from spec.api import StartRequest
+from spec.instance import Degradation, RuntimeInfo
+from spec.oci import Descriptor
+from vmm.driver import RuntimeName
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """A request whose artifact is known: verified and decoded."""
+
+    request: StartRequest
+    artifact: Artifact
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
+    """An ivshmem device."""
+
+    name: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """An admitted start. Made by :func:`ovms_supervisor.instance.admission.admit`."""
+
+    request: StartRequest
+    artifact: Artifact
+    watch: Stopwatch
+    runtime_name: RuntimeName
+    runtime: RuntimeInfo
+    boot: Boot
+    memory_bytes: int
+    cpus: int
+    kernel_args: str
+    devices: tuple[Device, ...]
+    persistent_disk: bool
+    ramsnap: Descriptor | None
+    """The RAM snapshot to continue from; None exactly for a cold boot."""
+    degraded: list[Degradation] = field(default_factory=list)

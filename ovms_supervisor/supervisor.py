@@ -1,0 +1,265 @@
+"""The supervisor: every instance of this host, each in a task of its own, under one task group.
+
+An async context manager. Entering takes over what an earlier daemon left; leaving lets running machines go on, or
+stops them, by ``settings.on_exit``. Methods may be called by any task, and cancelled: what has begun to change a
+machine is finished or rolled back all the same.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from functools import partial
+from types import TracebackType
+from typing import Final, Self
+
+import anyio
+import structlog
+from anyio.abc import TaskGroup, TaskStatus
+from anyio.to_thread import run_sync
+
+from cache.resident import ResidentImages
+from cache.store import Store
+from ovms_supervisor.clock import Stopwatch
+from ovms_supervisor.config import Settings
+from ovms_supervisor.events import EventHub
+from ovms_supervisor.instance import Instance, Life, StopOrder
+from ovms_supervisor.instance.adoption import Found, find_all
+from ovms_supervisor.instance.capacity import Capacity
+from ovms_supervisor.instance.creation import create
+from ovms_supervisor.instance.host import Host
+from ovms_supervisor.instance.owned import owned
+from ovms_supervisor.instance.pausing import pause, resume
+from ovms_supervisor.instance.runtimes import Runtimes
+from ovms_supervisor.instance.shared_devices import inject
+from ovms_supervisor.instance.snapshot import snapshot, snapshot_reference
+from ovms_supervisor.instance.start import start
+from ovms_supervisor.layout import Layout
+from ovms_supervisor.readiness import host_troubles
+from ovms_supervisor.roster import Roster
+from spec.api import MmioWrite, SnapshotReply, StartRequest
+from spec.digest import parse_digest
+from spec.errors import Busy, Conflict, InstanceNotFound, WrongState
+from spec.instance import InstanceState, is_final, is_live
+from vmm.driver import Driver
+
+_DRAIN_S: Final = 10.0
+"""How long starts and snapshots under way may take when the daemon ends."""
+_STOP_DRAIN_S: Final = 60.0
+"""Beyond the grace of the guests: how long the VMMs may take to end when the daemon stops them all."""
+
+_log = structlog.get_logger(__name__)
+
+
+class Supervisor:
+    """Many machines. ``store`` has been created and ``images`` opened by the caller."""
+
+    def __init__(self, settings: Settings, drivers: Mapping[str, Driver], store: Store, images: ResidentImages) -> None:
+        layout = Layout.of(settings)
+        self.events = EventHub()
+        self._host = Host(
+            settings=settings,
+            layout=layout,
+            store=store,
+            images=images,
+            drivers=drivers,
+            runtimes=Runtimes(drivers),
+            capacity=Capacity(layout.image_dir),
+            events=self.events,
+        )
+        self._roster = Roster()
+        self._lives: dict[str, Life] = {}
+        self._snapshots: dict[str, anyio.Event] = {}
+        self._troubles: list[str] = []
+        self._draining = False
+        self._stack = AsyncExitStack()
+        self._tasks: TaskGroup
+
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as stack:
+            stack.callback(self.events.close)
+            self._tasks = await stack.enter_async_context(anyio.create_task_group())
+            found, self._troubles = await find_all(self._host)
+            for each in found:
+                await self._take_over(each)
+            self._tasks.start_soon(self._host.runtimes.reports, name="probe runtimes")
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._draining = True
+        try:
+            await self._drain()
+        finally:
+            self._tasks.cancel_scope.cancel()
+            await self._stack.aclose()  # what the block raised stays as it is: no group around it
+
+    # --- what there is ------------------------------------------------------------------------------------------------
+
+    def instances(self) -> list[Instance]:
+        """Live and ended instances, oldest first."""
+        return self._roster.all()
+
+    def find(self, key: str) -> Instance:
+        """By id, name, or unique prefix of at least 4 characters. Raises InstanceNotFound."""
+        return self._roster.find(key)
+
+    async def readiness(self) -> list[str]:
+        """Why starts cannot be expected to work now; empty if they can."""
+        draining = ["the daemon is ending"] if self._draining else []
+        return [*draining, *self._troubles, *await host_troubles(self._host)]
+
+    # --- what can be done ---------------------------------------------------------------------------------------------
+
+    async def start(self, request: StartRequest) -> Instance:
+        """Make an instance and let it start; returns as soon as it exists, ``starting``.
+
+        Raises what is wrong with the request, the artifact or the host as far as that can be known beforehand:
+        Invalid*, ArtifactNotFound, Unsupported*, IncompatibleSnapshot, ImmutableOverride, NameInUse,
+        NoUsableRuntime, CapacityExceeded. What goes wrong later makes the instance ``failed``. It starts also if the
+        caller goes away meanwhile.
+        """
+        if self._draining:
+            raise Conflict("the daemon is ending and starts nothing any more", remedy="Start it on the next daemon.")
+        return await owned(self._tasks, partial(self._start, request), "start")
+
+    async def stop(self, instance: Instance, timeout_s: float | None) -> None:
+        """Let an instance end; returns once it is ``stopping``. None: the configured grace for the guest.
+
+        Raises WrongState for an instance that has ended; one that is ending may be told again, and sooner.
+        """
+        grace_s = self._host.settings.stop_grace_s if timeout_s is None else timeout_s
+        await self._life(instance, "stop").stop(StopOrder(grace_s, "stopped on request"))
+
+    async def pause(self, instance: Instance) -> None:
+        """Let the vCPUs stand still. Raises WrongState, Vmm*."""
+        await self._life(instance, "pause").perform("pause", partial(pause, instance), InstanceState.RUNNING)
+
+    async def resume(self, instance: Instance) -> None:
+        """Let the vCPUs go on. Raises WrongState, Vmm*."""
+        await self._life(instance, "resume").perform("resume", partial(resume, instance), InstanceState.PAUSED)
+
+    async def remove(self, instance: Instance, *, force: bool) -> None:
+        """Forget an ended instance and all that is left of it; ``force`` ends a live one first, without grace.
+
+        Raises WrongState for a live one without ``force``.
+        """
+        if is_live(instance.state) and not force:
+            instance.require("remove", InstanceState.STOPPED, InstanceState.FAILED)
+        await owned(self._tasks, partial(self._remove, instance), "remove")
+
+    async def snapshot(self, instance: Instance, tag: str) -> SnapshotReply:
+        """Make an artifact of a machine as it is now; it goes on as it was, running or paused.
+
+        Raises WrongState, Busy (one snapshot of an instance at a time), InvalidReference, Vmm*, NoSpace.
+        """
+        life = self._life(instance, "snapshot")
+        instance.require("snapshot", InstanceState.RUNNING, InstanceState.PAUSED)
+        if self._draining:
+            raise Conflict("the daemon is ending and begins no snapshot any more")
+        if instance.id in self._snapshots:
+            raise Busy(f"a snapshot of instance {instance.name or instance.id} is under way", doing="snapshot")
+        self._snapshots[instance.id] = anyio.Event()
+        return await owned(self._tasks, partial(self._snapshot, life, tag), "snapshot")
+
+    async def inject(self, instance: Instance, writes: list[MmioWrite]) -> list[bytes]:
+        """Write to and read from shared-memory devices; returns what each read found.
+
+        Raises WrongState, DeviceNotFound, OutOfRange, InvalidRequest; then nothing was written.
+        """
+        life = self._life(instance, "inject")
+
+        async def work() -> list[bytes]:
+            return await run_sync(inject, instance.running_vm().machine.devices, writes)
+
+        return await life.perform("inject", work, InstanceState.RUNNING, InstanceState.PAUSED)
+
+    # --- inside -------------------------------------------------------------------------------------------------------
+
+    def _life(self, instance: Instance, what: str) -> Life:
+        if instance not in self._roster:
+            raise InstanceNotFound(f"instance {instance.id} was removed")
+        life = self._lives.get(instance.id)
+        if life is None:
+            raise WrongState(
+                f"cannot {what} instance {instance.name or instance.id}: it is {instance.state}",
+                status=instance.state.value,
+            )
+        return life
+
+    async def _start(self, request: StartRequest) -> Instance:
+        watch = Stopwatch()
+        with self._roster.reserved(request.overrides.name):
+            instance, plan, held = await create(self._host, request, watch)
+            self._roster.add(instance)
+        instance.announce()
+        await self._begin(Life(instance, partial(start, plan=plan), held))
+        return instance
+
+    async def _begin(self, life: Life) -> None:
+        """Start the task of a life; it needs nobody else from then on."""
+        self._lives[life.instance.id] = life
+        await self._tasks.start(self._run, life, name=f"instance {life.instance.id}")
+
+    async def _run(self, life: Life, *, task_status: TaskStatus[None]) -> None:
+        try:
+            await life.run(task_status=task_status)
+        except Exception:
+            _log.exception("the life of an instance broke", instance=life.instance.id)  # and not those of the others
+        finally:
+            self._lives.pop(life.instance.id, None)
+
+    async def _take_over(self, found: Found) -> None:
+        self._roster.add(found.instance)
+        if found.life is not None:
+            await self._begin(found.life)
+
+    async def _remove(self, instance: Instance) -> None:
+        life = self._lives.get(instance.id)
+        if life is not None:
+            if is_live(instance.state):
+                await life.stop(StopOrder(0, "removed by force"))
+            await life.ended.wait()
+        if instance not in self._roster:
+            raise InstanceNotFound(f"instance {instance.id} was removed meanwhile")
+        with anyio.CancelScope(shield=True):
+            await run_sync(partial(shutil.rmtree, instance.paths.directory, ignore_errors=True))
+        if instance in self._roster:
+            self._roster.remove(instance)
+            self.events.publish("instance.removed", instance_id=instance.id, name=instance.name)
+
+    async def _snapshot(self, life: Life, tag: str) -> SnapshotReply:
+        instance = life.instance
+        try:
+            base = await run_sync(self._host.store.artifact, parse_digest(instance.record.lineage))
+            return await snapshot(life, snapshot_reference(instance, tag, base.manifest.name))
+        finally:
+            self._snapshots.pop(instance.id).set()
+
+    async def _drain(self) -> None:
+        """Give what is under way its time; then machines are stopped, or left alone."""
+        for life in tuple(self._lives.values()):
+            instance = life.instance
+            if self._host.settings.on_exit == "stop" and is_live(instance.state):
+                await life.stop(StopOrder(self._host.settings.stop_grace_s, "the daemon ends"))
+            elif instance.state is InstanceState.STOPPING:
+                await life.stop(StopOrder(_DRAIN_S, "the daemon ends"))
+        limit_s = _DRAIN_S
+        if self._host.settings.on_exit == "stop":
+            limit_s = self._host.settings.stop_grace_s + _STOP_DRAIN_S
+        with anyio.move_on_after(limit_s):
+            async with anyio.create_task_group() as waiting:
+                for life in tuple(self._lives.values()):
+                    waiting.start_soon(self._settled, life)
+                for under_way in tuple(self._snapshots.values()):
+                    waiting.start_soon(under_way.wait)
+
+    async def _settled(self, life: Life) -> None:
+        if self._host.settings.on_exit == "leave":
+            state = await life.instance.wait_for(InstanceState.RUNNING, InstanceState.PAUSED)
+            if not is_final(state):
+                return
+        await life.ended.wait()
