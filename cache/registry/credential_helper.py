@@ -1,0 +1,101 @@
+"""Programs that keep passwords for docker and podman: ``docker-credential-NAME get``.
+
+The protocol: the host on stdin; on stdout JSON with ``Username`` and ``Secret``, or a sentence and a failure.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import shutil
+import signal
+from contextlib import suppress
+from typing import Final
+
+import msgspec
+
+from spec.errors import AuthenticationFailed, MissingTool
+
+HELPER_LIMIT_S: Final = 20.0
+"""A helper may ask a keyring or a cloud, but not the user."""
+_MAX_REPLY_BYTES: Final = 128 * 1024
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_UNKNOWN: Final = b"credentials not found"
+
+
+class HelperReply(msgspec.Struct, frozen=True, rename="pascal"):
+    """What a helper knows of a host."""
+
+    username: str = ""
+    secret: str = ""
+
+
+async def ask_helper(name: str, host: str, *, limit_s: float = HELPER_LIMIT_S) -> HelperReply | None:
+    """What the helper knows of ``host``; None: nothing. It is killed at the limit, or when we are cancelled.
+
+    Raises MissingTool, AuthenticationFailed.
+    """
+    program = await asyncio.to_thread(shutil.which, f"docker-credential-{name}") if _NAME.fullmatch(name) else None
+    if program is None:
+        raise MissingTool(
+            f"the credential helper docker-credential-{name[:100]} is not installed",
+            remedy="Install it, or take it out of the configuration of docker or podman.",
+            tool=f"docker-credential-{name[:100]}",
+        )
+    process = await asyncio.create_subprocess_exec(
+        program,
+        "get",
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+        start_new_session=True,  # it is killed together with what it started
+    )
+    try:
+        async with asyncio.timeout(limit_s):
+            output = await _converse(process, name, host)
+            status = await process.wait()
+    except TimeoutError as error:
+        raise _failure(name, host, f"did not answer within {limit_s:g} s") from error
+    finally:
+        await _end(process)
+    if status:
+        if _UNKNOWN in output.lower():
+            return None
+        raise _failure(name, host, f"failed: {output[:200].decode(errors='replace').strip()}")
+    try:
+        return msgspec.json.decode(output, type=HelperReply)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise _failure(name, host, "answered what is no JSON of a credential") from error
+
+
+async def _converse(process: asyncio.subprocess.Process, name: str, host: str) -> bytes:
+    assert process.stdin is not None  # noqa: S101 - both are pipes
+    assert process.stdout is not None  # noqa: S101
+    with suppress(BrokenPipeError, ConnectionResetError):  # one that knows nothing may not even read
+        process.stdin.write(host.encode())
+        await process.stdin.drain()
+        process.stdin.close()
+    output = b""
+    while len(output) < _MAX_REPLY_BYTES and (chunk := await process.stdout.read(_MAX_REPLY_BYTES - len(output))):
+        output += chunk
+    if len(output) == _MAX_REPLY_BYTES:
+        raise _failure(name, host, f"answered more than {_MAX_REPLY_BYTES} bytes")
+    return output
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    with suppress(ProcessLookupError):
+        if process.returncode is None:  # once it is reaped, its number may be another's
+            os.killpg(process.pid, signal.SIGKILL)
+    # Without this the end of a helper that still has output for us would never be seen.
+    process._transport.close()  # type: ignore[attr-defined]
+    await asyncio.shield(process.wait())
+
+
+def _failure(name: str, host: str, what: str) -> AuthenticationFailed:
+    return AuthenticationFailed(
+        f"docker-credential-{name} {what}",
+        remedy=f"Try it by hand: echo {host} | docker-credential-{name} get",
+        host=host,
+    )
