@@ -77,8 +77,7 @@ async def serving(settings: Settings) -> AsyncIterator[Supervisor]:
         images = ResidentImages(settings.image_dir, mlock=settings.mlock, budget_bytes=settings.image_budget_bytes)
         await images.open()
         stack.push_async_callback(images.close)
-        known = {str(name): driver for name, driver in drivers(settings.binaries).items()}
-        supervisor = await stack.enter_async_context(Supervisor(settings, known, store, images))
+        supervisor = await stack.enter_async_context(Supervisor(settings, drivers(settings.binaries), store, images))
         metrics = Metrics(lag, images)
         counting = asyncio.create_task(metrics.count_starts(supervisor), name="count-starts")
         stack.callback(counting.cancel)

@@ -42,7 +42,7 @@ from spec.api import MmioWrite, SnapshotReply, StartRequest
 from spec.digest import parse_digest
 from spec.errors import Busy, Conflict, InstanceNotFound, WrongState
 from spec.instance import InstanceState, is_final, is_live
-from vmm.driver import Driver
+from vmm.driver import Driver, RuntimeName
 
 _DRAIN_S: Final = 10.0
 """How long starts and snapshots under way may take when the daemon ends."""
@@ -55,7 +55,9 @@ _log = structlog.get_logger(__name__)
 class Supervisor:
     """Many machines. ``store`` has been created and ``images`` opened by the caller."""
 
-    def __init__(self, settings: Settings, drivers: Mapping[str, Driver], store: Store, images: ResidentImages) -> None:
+    def __init__(
+        self, settings: Settings, drivers: Mapping[RuntimeName, Driver], store: Store, images: ResidentImages
+    ) -> None:
         layout = Layout.of(settings)
         self.events = EventHub()
         self._host = Host(

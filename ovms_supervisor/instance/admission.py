@@ -79,7 +79,6 @@ async def _decide(host: Host, resolved: Resolved, watch: Stopwatch, *, afresh: b
         request=resolved.request,
         artifact=artifact,
         watch=watch,
-        runtime_name=choice.report.name,
         runtime=choice.info,
         boot="cold" if ramsnap is None else "restore",
         memory_bytes=memory_bytes,

@@ -155,9 +155,7 @@ async def _attach(instance: Instance, boot: str) -> None:
         raise endings.Lost(_INTERRUPTED)
     if not await run_sync(is_same, record.vm.pid, record.vm.start_ticks):
         raise endings.Lost("the VMM ended while no daemon was watching; how is not known")
-    driver = host.drivers.get(record.runtime.name)
-    if driver is None:
-        raise endings.Lost(f"this daemon has no driver for {record.runtime.name}")
+    driver = host.driver(record.runtime.name)
     await run_sync(settle_files, instance)
     try:
         vm = await driver.attach(record.vm.machine, files_of(instance, record.vm.generation), record.vm.pid)

@@ -128,7 +128,7 @@ class Capture:
             ram=Ram(path=self._ram, size_bytes=self._machine.ram.size_bytes, private=True),
             disks=self._overlay.disks if self._overlay else self._machine.disks,
         )
-        driver = self._instance.host.drivers[self._instance.record.runtime.name]
+        driver = self._instance.host.driver(self._instance.record.runtime.name)
         vm = await driver.spawn(machine, files_of(self._instance, self._generation), incoming=True)
         given_up.push_async_callback(_end, vm)
         return vm, await record_of(vm, self._generation)

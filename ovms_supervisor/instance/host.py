@@ -13,7 +13,8 @@ from ovms_supervisor.events import EventHub
 from ovms_supervisor.instance.capacity import Capacity
 from ovms_supervisor.instance.runtimes import Runtimes
 from ovms_supervisor.layout import Layout
-from vmm.driver import Driver
+from spec.errors import NoUsableRuntime
+from vmm.driver import Driver, RuntimeName
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +25,14 @@ class Host:
     layout: Layout
     store: Store
     images: ResidentImages
-    drivers: Mapping[str, Driver]
+    drivers: Mapping[RuntimeName, Driver]
     runtimes: Runtimes
     capacity: Capacity
     events: EventHub
+
+    def driver(self, name: str) -> Driver:
+        """The driver of a runtime. Raises NoUsableRuntime: a journal may name one that this daemon does not have."""
+        found = next((driver for known, driver in self.drivers.items() if known == name), None)
+        if found is None:
+            raise NoUsableRuntime(f"this daemon has no driver for {name}", runtime=name)
+        return found

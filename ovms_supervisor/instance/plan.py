@@ -10,7 +10,6 @@ from ovms_supervisor.instance.record import Boot
 from spec.api import StartRequest
 from spec.instance import Degradation, RuntimeInfo
 from spec.oci import Descriptor
-from vmm.driver import RuntimeName
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +35,6 @@ class Plan:
     request: StartRequest
     artifact: Artifact
     watch: Stopwatch
-    runtime_name: RuntimeName
     runtime: RuntimeInfo
     boot: Boot
     memory_bytes: int

@@ -10,7 +10,7 @@ import anyio
 from spec.compatibility import Compatibility, check_restorable
 from spec.errors import IncompatibleSnapshot, NoUsableRuntime
 from spec.instance import RuntimeInfo
-from vmm.driver import Driver, RuntimeReport
+from vmm.driver import Driver, RuntimeName, RuntimeReport
 
 NO_PREFERENCE = "generic"
 
@@ -41,8 +41,8 @@ class Choice:
 class Runtimes:
     """What each driver says this host can do, asked once, and again when the answer was no."""
 
-    def __init__(self, drivers: Mapping[str, Driver]) -> None:
-        self._drivers = drivers
+    def __init__(self, drivers: Mapping[RuntimeName, Driver]) -> None:
+        self._drivers: dict[str, Driver] = dict(drivers.items())
         self._reports: dict[str, RuntimeReport] = {}
         self._turn = anyio.Lock()
 

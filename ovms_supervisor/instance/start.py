@@ -20,7 +20,7 @@ async def start(life: Life, plan: Plan) -> None:
     with plan.watch.phase("materialise"):
         machine = await materialise(instance, plan, life.undo)
     state_dir: Path | None = instance.image.state_dir if instance.image else None
-    driver = instance.host.drivers[plan.runtime_name]
+    driver = instance.host.driver(plan.runtime.name)
     with plan.watch.phase("launch"):
         await launch(instance, driver, machine, state_dir, life.undo, plan.watch)
     instance.record.start = StartMetrics(total_ms=plan.watch.total_ms, phases=plan.watch.phases_ms)
