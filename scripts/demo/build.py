@@ -34,7 +34,7 @@ def default_cache() -> Path:
 def demo_files(cache: Path) -> DemoFiles:
     """Make the files, or take them from the cache. Raises PackageError, CalledProcessError."""
     kernel_package = packages.kernel_package()
-    sources = sorted(path for path in Path(__file__).parent.rglob("*") if path.is_file() and path.suffix != ".pyc")
+    sources = [Path(each.__file__) for each in (cpio, disk, modules)] + [Path(__file__), *sorted(GUEST.iterdir())]
     key = hashlib.sha256()
     for name in packages.file_names(kernel_package, "busybox-static"):
         key.update(name.encode() + b"\0")

@@ -27,7 +27,10 @@ def _clone_times(figures: Figures) -> list[float]:
 
 
 def _memory(figures: Figures, what: str) -> str:
-    values = [getattr(each.metrics.memory, f"{what}_bytes") for each in figures.clones if each.metrics.memory]
+    return _sizes([getattr(each.metrics.memory, f"{what}_bytes") for each in figures.clones if each.metrics.memory])
+
+
+def _sizes(values: list[int]) -> str:
     return f"p50 {format_size(int(statistics.median(values)))}, max {format_size(max(values))}"
 
 
@@ -50,7 +53,8 @@ _ROWS: tuple[tuple[str, Callable[[Figures], str]], ...] = (
     ("snapshot, until stored as an artifact", lambda each: f"{each.snapshot_ms:.0f} ms"),
     ("start of a clone, until its guest goes on", lambda each: _times(_clone_times(each))),
     ("guest memory", lambda each: format_size(each.clones[0].memory_bytes)),
-    ("  mapped from the one image, per clone", lambda each: _memory(each, "shared")),
-    ("  private to the clone's process", lambda each: _memory(each, "private")),
+    ("  shared with the image, per clone", lambda each: _memory(each, "shared")),
+    ("  changed by the guest, per clone", lambda each: _sizes(each.changed_bytes)),
+    ("  private to the VMM process, that included", lambda each: _memory(each, "private")),
     ("  image locked in memory", _locked),
 )

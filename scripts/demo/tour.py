@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from ovms_supervisor.client import Client
 from scripts.demo.line import DemoLine, parse
@@ -13,6 +14,7 @@ from spec.api import LogEnd, LogLine, MmioWrite, Overrides, SnapshotReply
 from spec.errors import OvmsError
 from spec.instance import InstanceInfo
 from vmm.driver import RuntimeName
+from vmm.smaps import parse_smaps
 
 LINE_LIMIT_S = 90.0
 """What a guest may take to its next line; an emulated one on a busy machine needs patience."""
@@ -35,6 +37,8 @@ class Figures:
     snapshot_ms: float
     clones: list[InstanceInfo] = field(default_factory=list)
     """As their status was at the end, memory included."""
+    changed_bytes: list[int] = field(default_factory=list)
+    """Guest memory that each clone has changed since the snapshot: the kernel's copies, by /proc/PID/smaps."""
 
 
 async def tour(
@@ -69,6 +73,7 @@ async def tour(
         for number, clone in enumerate(started):
             group.create_task(_check_clone(client, clone, FIRST_ID + number, first.nonce, before.counter))
     figures.clones = [await client.status(clone.instance_id) for clone in started]
+    figures.changed_bytes = [_changed_bytes(clone.pid) for clone in figures.clones if clone.pid]
     say(f"{runtime}: all {clones} go on from the snapshot's moment, each on a disk of its own")
     for machine in (*started, original):
         await client.remove(machine.instance_id, force=True)
@@ -93,6 +98,12 @@ async def _check_clone(client: Client, clone: InstanceInfo, identity: int, nonce
     line = await _line(client, clone, lambda line: line.id == identity)
     later = await _line(client, clone, lambda each: each.counter > line.counter)
     _expect(line.disk_is_its_own and later.disk_is_its_own, clone, "something else on the disk than it wrote", later)
+
+
+def _changed_bytes(pid: int) -> int:
+    """The anonymous pages of a clone's private mapping of the RAM image."""
+    mappings = parse_smaps(Path(f"/proc/{pid}/smaps").read_bytes())
+    return sum(each.counters["Anonymous"] for each in mappings if each.path.endswith("/ram") and each.private)
 
 
 async def _line(client: Client, machine: InstanceInfo, fits: Callable[[DemoLine], bool]) -> DemoLine:

@@ -47,7 +47,7 @@ def test_it_boots_snapshots_and_clones(environment: Mapping[str, str]) -> None:
 
     assert done.returncode == 0, done.stderr
     assert "all 8 go on from the snapshot's moment, each on a disk of its own" in done.stderr
-    for row in ("cold boot", "snapshot, guest paused", "start of a clone", "mapped from the one image", "locked"):
+    for row in ("cold boot", "snapshot, guest paused", "start of a clone", "shared with the image", "locked"):
         assert row in done.stdout
     assert left_behind(environment, done.stderr) == []
     listed = subprocess.run(["ovm", "ls"], env=environment, capture_output=True, text=True, check=True).stdout
