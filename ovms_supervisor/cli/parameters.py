@@ -100,7 +100,12 @@ def _startable(text: str) -> str:
     from spec.reference import PathSource, parse_source
 
     source = parse_source(text)
-    return str(source.path.expanduser().absolute()) if isinstance(source, PathSource) else text
+    if not isinstance(source, PathSource):
+        return text
+    try:
+        return str(source.path.expanduser().absolute())
+    except RuntimeError as error:
+        raise InvalidReference(f"{text[:200]!r} is in the home of a user that there isn't") from error
 
 
 def _device(text: str) -> Device:

@@ -60,7 +60,10 @@ class _Layers:
         text = self.take(key, str(default), why)
         if not text or "\0" in text:
             raise self.error(key, "the path is empty" if not text else "a path has no NUL byte")
-        path = Path(text).expanduser()
+        try:
+            path = Path(text).expanduser()
+        except RuntimeError as error:
+            raise self.error(key, f"{text[:100]!r} is in the home of a user that there isn't") from error
         if not path.is_absolute():
             if self.origins[key].startswith("file "):
                 raise self.error(key, f"{text!r} is relative; a path in a file must be absolute or start with ~")
@@ -93,7 +96,7 @@ def load(
     environ = os.environ if environ is None else environ
     layers = _Layers()
     named = file or (Path(environ["OVMS_CONFIG"]) if environ.get("OVMS_CONFIG") else None)
-    path = (named or directories.default_config_file()).expanduser().absolute()
+    path = (named or directories.default_config_file()).absolute()
     exists = _add_file(layers, path, must_exist=named is not None)
     unknown = _add_environment(layers, environ)
     given = {key: str(value) for key, value in (flags or {}).items() if value is not None}

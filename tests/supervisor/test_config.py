@@ -64,6 +64,7 @@ def test_flag_wins_over_environment_over_file_over_default(tmp_path: Path, toml:
         ("image_budget = '120%'", "image_budget"),
         ("log_limit = '50%'", "log_limit"),
         ("root = 'relative/path'", "root"),
+        ("root = '~nobody-of-that-name/x'", "root"),
     ],
 )
 def test_a_file_that_can_not_be_meant_is_refused_with_key_and_file(
