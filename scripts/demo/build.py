@@ -34,7 +34,8 @@ def default_cache() -> Path:
 def demo_files(cache: Path) -> DemoFiles:
     """Make the files, or take them from the cache. Raises PackageError, CalledProcessError."""
     kernel_package = packages.kernel_package()
-    sources = [Path(each.__file__) for each in (cpio, disk, modules)] + [Path(__file__), *sorted(GUEST.iterdir())]
+    here = Path(__file__).parent
+    sources = [*(here / f"{name}.py" for name in ("build", "cpio", "disk", "modules")), *sorted(GUEST.iterdir())]
     key = hashlib.sha256()
     for name in packages.file_names(kernel_package, "busybox-static"):
         key.update(name.encode() + b"\0")
