@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import lz4.frame
@@ -127,6 +128,14 @@ def test_frames_with_right_digests_and_wrong_content_are_refused(
     parts = Blob.read(blob)
     parts.replace_frame(FULL, HOSTILE_FRAMES[kind](b"".join(map(page_of, range(PAGES_PER_FRAME)))))
     assert isinstance(refused(blob, parts.assemble(blob), tmp_path / "out"), CorruptRamsnap)
+
+
+def test_a_frame_that_is_not_the_recorded_one_is_refused(encoded: EncodedRamsnap, blob: Path, tmp_path: Path) -> None:
+    parts = Blob.read(blob)
+    parts.records[FULL] = replace(parts.records[FULL], digest=bytes(31) + b"x")
+    error = refused(blob, parts.assemble(blob), tmp_path / "out")
+    assert isinstance(error, DigestMismatch)
+    assert error.fields == {"frame": FULL}
 
 
 def test_a_rebuilt_blob_is_the_same(encoded: EncodedRamsnap, blob: Path) -> None:

@@ -263,6 +263,35 @@ async def test_two_loads_at_once_do_not_promise_the_same_room(
     await images.close()
 
 
+async def test_two_loads_at_once_do_not_count_on_the_same_free_memory(
+    small_tmpfs: Path, sample: Sampling, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = ResidentImages(small_tmpfs / "images", mlock="required")
+    await images.open()
+    gate = Gate(monkeypatch)
+    first = asyncio.create_task(use(images, sample(1, tuple(range(180)))))
+    await gate.entered()
+    with pytest.raises(NoSpace) as caught:
+        await use(images, sample(2, tuple(range(100))))
+    assert caught.value.fields["promised_bytes"] == 181 * PAGE_BYTES
+    gate.opened.set()
+    await first
+    await images.close()
+
+
+async def test_a_load_that_cannot_be_published_leaves_nothing(
+    images: ResidentImages, image_dir: Path, sample: Sampling, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise NoSpace("full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("cache.resident.directory.ImageDirectory.publish", full)
+        with pytest.raises(NoSpace):
+            await use(images, sample())
+    assert visible(image_dir) == staged(image_dir) == []
+
+
 async def test_a_full_tmpfs_is_found_before_loading(small_tmpfs: Path, sample: Sampling) -> None:
     images = ResidentImages(small_tmpfs / "images", mlock="required")
     await images.open()
