@@ -51,7 +51,7 @@ class _File(msgspec.Struct, frozen=True):
 
 
 class Credentials:
-    """Looks credentials up, anew each time: a login takes effect at once, and no password stays in memory."""
+    """Looks credentials up, anew each time: a login takes effect at once."""
 
     def __init__(self, files: Sequence[Path]) -> None:
         """``files`` in the order of their precedence; those that are not there are passed over."""
