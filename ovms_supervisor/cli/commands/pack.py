@@ -37,7 +37,7 @@ _FILE = click.Path(exists=True, dir_okay=False, readable=True, path_type=Path)
 )
 @click.option("--args", default="", metavar="TEXT", help="The kernel command line.")
 @click.option("--memory", type=SIZE, help="Memory of its machines, for example 512M.")
-@click.option("--cpus", type=click.IntRange(1, 255), help="CPUs of its machines.")
+@click.option("--cpus", type=click.IntRange(1, 255), metavar="N", help="CPUs of its machines.")
 @click.option("--ivshmem", "devices", type=DEVICE, multiple=True, help="A shared memory device.")
 @click.option("--author", metavar="TEXT", help="Recorded in the metadata.")
 @click.option(

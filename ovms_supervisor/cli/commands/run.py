@@ -37,11 +37,11 @@ _AT_ONCE = 64
 @click.option("--name", metavar="NAME", help="A name for it; with --count NAME-1, NAME-2, …")
 @click.option("--runtime", type=click.Choice(["generic", "qemu", "cloud-hypervisor"]), help="Which VMM; generic: any.")
 @click.option("--memory", type=SIZE, help="Memory, for example 512M. Not on restore.")
-@click.option("--cpus", type=click.IntRange(1, 255), help="Number of CPUs. Not on restore.")
+@click.option("--cpus", type=click.IntRange(1, 255), metavar="N", help="Number of CPUs. Not on restore.")
 @click.option("--args", metavar="TEXT", help="Kernel command line instead of the artifact's. Not on restore.")
 @click.option("--disk", type=click.Choice(["ephemeral", "persistent"]), help="Whether its disk outlives it.")
 @click.option("--cold", is_flag=True, help="Boot, even if the artifact has a RAM snapshot.")
-@click.option("--count", type=click.IntRange(1, _MAX_COUNT), default=1, help="How many to start.")
+@click.option("--count", type=click.IntRange(1, _MAX_COUNT), default=1, metavar="N", help="How many to start.")
 @click.option("-d", "--detach", is_flag=True, hidden=True, help="What run does anyway.")
 @pass_invocation
 def run_command(
