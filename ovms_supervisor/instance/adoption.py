@@ -77,13 +77,14 @@ def _scan(host: Host) -> _Scan:
         except CorruptStore as error:
             troubles.append(f"{path}: {error.detail}")
             unreadable.add(directory.name)
-    known = {record.vm.pid for record in records if record.vm and not is_final(record.state)}
+    boot = boot_id()
+    known = {each.vm.pid for each in records if each.vm and each.boot_id == boot and not is_final(each.state)}
     strays = [
         pid
         for pid, instance_id in processes_of(host.layout.instances).items()
         if pid not in known and instance_id not in unreadable
     ]
-    return _Scan(sorted(records, key=lambda record: record.created_at), troubles, strays, boot_id())
+    return _Scan(sorted(records, key=lambda record: record.created_at), troubles, strays, boot)
 
 
 def _sweep(host: Host, known: set[str], keep_strangers: bool) -> None:

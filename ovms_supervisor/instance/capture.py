@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 import time
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -32,7 +32,7 @@ from ovms_supervisor.instance.overlays import NextOverlay
 from ovms_supervisor.instance.owned import undone_on_failure
 from ovms_supervisor.instance.record import Doing, VmRecord
 from spec.compatibility import Compatibility
-from spec.errors import OvmsError
+from spec.errors import OvmsError, VmmExited, WrongState
 from spec.instance import InstanceState
 from vmm.driver import Machine, Ram, Saved, SaveTarget, Vm
 
@@ -188,15 +188,19 @@ class Capture:
         await self._write_down(None)
 
     async def _go_on(self) -> None:
-        """Let the process that was paused go on. One that cannot has failed."""
+        """Let the process that was paused go on. One that does not is not given up: it is paused."""
         if not self._standing:
             return
+        self._standing = False
         try:
             await self._vm.resume()
+        except VmmExited:
+            raise  # the life of the instance is about to tell
         except OvmsError as error:
-            self._life.fail(error)
+            self._instance.degrade("snapshot.not_resumed", f"paused after a snapshot: {error.detail}")
+            with suppress(WrongState):  # it is ending anyhow
+                await self._instance.become(InstanceState.PAUSED, f"it did not go on after a snapshot: {error.detail}")
             raise
-        self._standing = False
 
     def _end_pause(self) -> None:
         self._pause_ms = round((time.monotonic() - self._pause_began) * 1000, 3)

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from cache.resident import ResidentImages
-
 from cache.store import Store
 from ovms_supervisor.config import Settings
 from ovms_supervisor.events import EventHub

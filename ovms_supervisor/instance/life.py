@@ -107,13 +107,6 @@ class Life:
             raise self._ended_during(what)
         return await owned(self._tasks, partial(self._in_turn, what, work, allowed), what)
 
-    def fail(self, error: OvmsError) -> None:
-        """It cannot go on: end it, and let status say why, unless it is ending already."""
-        if self._over.is_set():
-            return
-        self._failure = self._failure or error
-        self._finish()
-
     def take_image(self, image: ResidentImage) -> bool:
         """Hold a resident image from now on, whose reference the caller has; False if it is too late for that."""
         if self._given_back:

@@ -79,10 +79,16 @@ async def _encode(captured: Captured, blob: Path) -> EncodedRamsnap:
         niceness=_NICENESS,
         stop=stop,
     )
+    failure: Exception | None = None
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(_set_when_cancelled, stop)
-        encoded = await run_sync(work)
+        try:
+            encoded = await run_sync(work)
+        except Exception as error:  # to be raised as it is, not in a group
+            failure = error
         tasks.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
     return encoded
 
 

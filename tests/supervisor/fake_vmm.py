@@ -15,7 +15,7 @@ from pathlib import Path
 from anyio.to_thread import run_sync
 
 from spec.compatibility import Compatibility, RestoreTarget
-from spec.errors import InternalError, VmmRefused
+from spec.errors import InternalError, VmmExited, VmmRefused
 from vmm.driver import Ending, Machine, MemoryUse, RuntimeName, RuntimeReport, SaveTarget, VmmFiles
 from vmm.process import VmmProcess
 
@@ -43,6 +43,7 @@ class FakeDriver:
     features: frozenset[str] = FEATURES
     target: RestoreTarget = TARGET
     usable: bool = True
+    saves_in_place: bool = True
     faults: dict[str, str] = field(default_factory=dict)
     """By step (``spawn``, ``boot``, ``restore``, ``pause``, ``resume``, ``save``, ``complete``, ``attach``, ``stop``):
     ``refuse``, ``die`` or ``hang``; each strikes once, a hang until :meth:`release`."""
@@ -143,7 +144,7 @@ class FakeVm:
         assert not self.guest.going, "saved while running"
         assert sorted(await run_sync(os.listdir, target.state_dir)) == [], "the state directory is not empty"
         await run_sync((target.state_dir / "devices").write_text, json.dumps({"nonce": self.guest.nonce}))
-        in_place = self._machine.ram.private
+        in_place = self._machine.ram.private and self.driver.saves_in_place
         if in_place and target.overlays:
             self._machine = replace(self._machine, disks=target.overlays)
         return FakeSaved(self, in_place)
@@ -188,7 +189,7 @@ class FakeVm:
 
     def _check_alive(self) -> None:
         if self.process.exited is not None:
-            raise VmmRefused("the fake is dead")
+            raise VmmExited("the fake is dead")
 
 
 class FakeSaved:

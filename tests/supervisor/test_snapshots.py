@@ -1,0 +1,279 @@
+"""Snapshots: of owned and of private RAM, with disks and devices, and given up at every step."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from ovms_supervisor.instance import Instance
+from ovms_supervisor.instance.disks import read_record
+from ovms_supervisor.supervisor import Supervisor
+from spec.api import MmioWrite
+from spec.errors import Busy, ImmutableOverride, InUse, InvalidReference, OvmsError, WrongState
+from spec.instance import InstanceState
+from spec.reference import parse_reference
+from tests.supervisor.conftest import Site, ended, start
+from tests.supervisor.fake_vmm import FEATURES
+
+RUNNING, PAUSED = InstanceState.RUNNING, InstanceState.PAUSED
+STOPPED, FAILED = InstanceState.STOPPED, InstanceState.FAILED
+
+
+def nonce(site: Site, instance: Instance) -> str:
+    return site.vm(instance).guest.nonce
+
+
+async def release_all(site: Site, supervisor: Supervisor) -> None:
+    """End everything and count what is left."""
+    for instance in supervisor.instances():
+        await supervisor.remove(instance, force=True)
+    assert await site.leaks([]) == []
+    assert supervisor._host.capacity.promised_bytes == 0
+    shelf = supervisor._host.images._shelf
+    assert all(not entry.references for entry in shelf.entries.values())
+
+
+@pytest.mark.parametrize("manifest", ["guest:plain", "guest:disk"])
+async def test_an_instance_goes_on_as_a_clone_of_its_snapshot(site: Site, manifest: str) -> None:
+    async with site.daemon() as supervisor:
+        instance = await start(supervisor, manifest)
+        before = site.vm(instance)
+        reply = await supervisor.snapshot(instance, "warm")
+        after = site.vm(instance)
+        assert reply.reference == "guest:warm"
+        assert reply.pause_ms > 0
+        assert list(reply.phases) == ["prepare", "pause", "save", "restore", "retire", "encode", "store", "adopt"]
+        assert before.process.exited is not None
+        assert after.machine.ram.private
+        assert (after.guest.nonce, after.guest.going, instance.state) == (before.guest.nonce, True, RUNNING)
+        assert instance.record.lineage == reply.snapshot_ref
+        assert instance.record.pending_layers == []
+        clones = [await start(supervisor, "guest:warm") for _ in range(3)]
+        assert {nonce(site, clone) for clone in clones} == {nonce(site, instance)}
+        assert {site.vm(clone).machine.ram.path for clone in clones} == {instance.image.ram if instance.image else None}
+        assert [clone.record.boot for clone in clones] == ["restore"] * 3
+        await release_all(site, supervisor)
+
+
+async def test_snapshots_of_snapshots(site: Site) -> None:
+    """In place for a machine whose RAM is private already; each adds its overlay as a layer."""
+    async with site.daemon() as supervisor:
+        first = await start(supervisor, "guest:disk")
+        await supervisor.snapshot(first, "one")
+        pid = site.vm(first).pid
+        reply = await supervisor.snapshot(first, "two")
+        assert site.vm(first).pid == pid
+        assert list(reply.phases) == ["prepare", "pause", "save", "resume", "complete", "encode", "store", "adopt"]
+        clone = await start(supervisor, "guest:two")
+        await supervisor.snapshot(clone, "other:three")
+        clone = await start(supervisor, "other:three")
+        assert nonce(site, clone) == nonce(site, first)
+        store = supervisor._host.store
+        layers = {
+            each.name: len((await asyncio.to_thread(store.artifact, each.digest)).disk_layers)
+            for each in await asyncio.to_thread(store.list)
+        }
+        assert layers == {
+            "guest:plain": 0,
+            "guest:shm": 0,
+            "guest:disk": 1,
+            "guest:one": 2,
+            "guest:two": 3,
+            "other:three": 4,
+        }
+        await release_all(site, supervisor)
+
+
+async def test_a_driver_that_cannot_capture_a_clone_in_place(site: Site) -> None:
+    site.fake.features = FEATURES - {"snapshot-in-place"}
+    site.fake.saves_in_place = False
+    async with site.daemon() as supervisor:
+        await supervisor.snapshot(await start(supervisor, "guest:disk"), "one")
+        clone = await start(supervisor, "guest:one")
+        before = site.vm(clone)
+        reply = await supervisor.snapshot(clone, "two")
+        assert list(reply.phases) == [
+            "prepare",
+            "pause",
+            "save",
+            "complete",
+            "restore",
+            "retire",
+            "encode",
+            "store",
+            "adopt",
+        ]
+        assert before.process.exited is not None
+        assert nonce(site, clone) == before.guest.nonce
+        await release_all(site, supervisor)
+
+
+async def test_a_paused_machine_stays_paused(site: Site) -> None:
+    async with site.daemon() as supervisor:
+        instance = await start(supervisor)
+        await supervisor.pause(instance)
+        for tag in ("one", "two"):
+            await supervisor.snapshot(instance, tag)
+            assert (instance.state, site.vm(instance).guest.going) == (PAUSED, False)
+        await supervisor.resume(instance)
+        clone = await start(supervisor, "guest:two")
+        assert site.vm(clone).guest.going
+
+
+STEPS = ["spawn", "pause", "save", "restore", "complete", "resume"]
+
+
+@pytest.mark.parametrize("how", ["refuse", "die"])
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("of", ["original", "clone"])
+async def test_a_snapshot_that_fails_leaves_nothing(site: Site, of: str, step: str, how: str) -> None:
+    async with site.daemon() as supervisor:
+        instance = await start(supervisor, "guest:disk")
+        if of == "clone":
+            await supervisor.snapshot(instance, "one")
+            await supervisor.remove(instance, force=True)
+            instance = await start(supervisor, "guest:one")
+        pid = site.vm(instance).pid
+        site.fake.faults[step] = how
+        try:
+            await supervisor.snapshot(instance, "two")
+        except OvmsError:
+            assert "guest:two" not in {each.name for each in await asyncio.to_thread(supervisor._host.store.list)}
+        else:
+            assert site.fake.faults or how == "die"  # a step that this way does not have
+        site.fake.faults.clear()
+        if instance.state is PAUSED:  # it did not go on, and is not given up for that
+            assert (step, how) == ("resume", "refuse")
+            await supervisor.resume(instance)
+        if instance.state is RUNNING and site.vm(instance).process.exited is None:
+            assert site.vm(instance).guest.going
+            assert await site.leaks(supervisor.instances()) == []
+            await supervisor.snapshot(instance, "three")  # nothing stands in the way of the next one
+            assert nonce(site, await start(supervisor, "guest:three")) == nonce(site, instance)
+        else:
+            assert await ended(instance) is FAILED
+            assert pid not in await asyncio.to_thread(site.processes)
+        await release_all(site, supervisor)
+
+
+async def test_a_snapshot_that_cannot_be_stored(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine has gone on over a frozen overlay: the next snapshot has both as layers."""
+    async with site.daemon() as supervisor:
+        instance = await start(supervisor, "guest:disk")
+
+        def full(*_: object, **__: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        with monkeypatch.context() as patch:
+            patch.setattr("ovms_supervisor.instance.storing.encode", full)
+            with pytest.raises(OSError, match="No space"):
+                await supervisor.snapshot(instance, "one")
+        assert (instance.state, site.vm(instance).guest.going) == (RUNNING, True)
+        assert len(instance.record.pending_layers) == 1
+        assert await site.leaks(supervisor.instances()) == []
+        await supervisor.snapshot(instance, "two")
+        store = supervisor._host.store
+        digest = await asyncio.to_thread(store.resolve, parse_reference("guest:two"))
+        assert len((await asyncio.to_thread(store.artifact, digest)).disk_layers) == 3
+        assert instance.record.pending_layers == []
+        assert nonce(site, await start(supervisor, "guest:two")) == nonce(site, instance)
+        await release_all(site, supervisor)
+
+
+async def test_a_stop_during_a_snapshot(site: Site) -> None:
+    async with site.daemon() as supervisor:
+        for step in ("spawn", "pause", "save", "restore"):
+            instance = await start(supervisor, "guest:disk")
+            site.fake.hanging.clear()
+            site.fake.faults[step] = "hang"
+            taking = asyncio.create_task(supervisor.snapshot(instance, "one"))
+            await site.fake.hanging.wait()
+            await supervisor.stop(instance, None)
+            assert await ended(instance) is STOPPED
+            with pytest.raises(WrongState):
+                await taking
+            await release_all(site, supervisor)
+
+
+async def test_a_caller_that_goes_away_gets_its_snapshot(site: Site) -> None:
+    async with site.daemon() as supervisor:
+        instance = await start(supervisor)
+        site.fake.faults["save"] = "hang"
+        events = supervisor.events.subscribe()
+        caller = asyncio.create_task(supervisor.snapshot(instance, "one"))
+        await site.fake.hanging.wait()
+        caller.cancel()
+        site.fake.released.set()
+        event = await anext(events)
+        assert (event.type, event.detail["reference"]) == ("snapshot.created", "guest:one")
+
+
+async def test_one_snapshot_at_a_time(site: Site) -> None:
+    async with site.daemon() as supervisor:
+        instance = await start(supervisor)
+        site.fake.faults["save"] = "hang"
+        taking = asyncio.create_task(supervisor.snapshot(instance, "one"))
+        await site.fake.hanging.wait()
+        with pytest.raises(Busy):
+            await supervisor.snapshot(instance, "two")
+        site.fake.released.set()
+        await taking
+        await supervisor.snapshot(instance, "two")
+
+
+async def test_names_of_snapshots(site: Site) -> None:
+    async with site.daemon() as supervisor:
+        instance = await start(supervisor)
+        for tag in ("not a tag", "x@sha256:" + "0" * 64, "UPPER/case:1"):
+            with pytest.raises(InvalidReference):
+                await supervisor.snapshot(instance, tag)
+        reply = await supervisor.snapshot(instance, "localhost:5000/some/thing:1")
+        clone = await start(supervisor, reply.snapshot_ref)
+        assert (await supervisor.snapshot(clone, "again")).reference == "localhost:5000/some/thing:again"
+
+
+async def test_shared_memory_is_part_of_the_moment(site: Site) -> None:
+    async with site.daemon() as supervisor:
+        instance = await start(supervisor, "guest:shm")
+        await supervisor.inject(instance, [MmioWrite(device="mmio0", offset=40_000, data=b"then")])
+        await supervisor.snapshot(instance, "warm")
+        read = MmioWrite(device="mmio0", offset=40_000, read=4)
+        await supervisor.inject(instance, [MmioWrite(device="mmio0", offset=40_000, data=b"late")])
+        clones = [await start(supervisor, "guest:warm") for _ in range(2)]
+        await supervisor.inject(clones[0], [MmioWrite(device="mmio0", offset=40_000, data=b"mine")])
+        assert [await supervisor.inject(each, [read]) for each in (instance, *clones)] == [
+            [b"late"],
+            [b"mine"],
+            [b"then"],
+        ]
+        await release_all(site, supervisor)
+
+
+async def test_persistent_disk(site: Site) -> None:
+    async with site.daemon() as supervisor:
+        directory = supervisor._host.layout.persistent_disk("web")
+
+        async def again(manifest: str = "guest:disk", **more: object) -> Instance:
+            instance = await start(supervisor, manifest, name="web", disk="persistent", **more)
+            if instance.state is FAILED:
+                await supervisor.remove(instance, force=False)
+            return instance
+
+        first = await again()
+        (disk,) = site.vm(first).machine.disks
+        assert disk.path == directory / "disk-0.qcow2"
+        await supervisor.snapshot(first, "warm")
+        await supervisor.remove(first, force=True)
+        record = await asyncio.to_thread(read_record, directory)
+        assert record.overlays == ["disk-0.qcow2", "disk-0.1.qcow2"]
+        second = await again()
+        assert site.vm(second).machine.disks[0].path == directory / "disk-0.1.qcow2"
+        await supervisor.remove(second, force=True)
+        refused = await again("guest:warm")
+        assert isinstance(refused.error, ImmutableOverride)
+        refused = await again("guest:warm", boot="cold")
+        assert isinstance(refused.error, InUse)
+        fresh = await start(supervisor, "guest:warm", name="other", disk="persistent")
+        assert fresh.state is RUNNING
+        await release_all(site, supervisor)
