@@ -10,7 +10,6 @@ import click
 
 if TYPE_CHECKING:  # the real imports are made by those who need them: --help must not pay for them
     from cache.store import Store
-
     from ovms_supervisor.client import Client
     from ovms_supervisor.config import Loaded, Settings
 
