@@ -102,8 +102,8 @@ def test_original_and_clone_differ_in_nothing_that_the_guest_sees() -> None:
 
 @given(st.integers(0, 32), st.integers(0, 32))
 def test_every_device_has_an_address_of_its_own_whatever_there_is_of_the_others(disks: int, shared: int) -> None:
-    found = devices(machine(disks=disks, shared=shared))
-    addresses = [each["addr"] for each in found]
+    found = devices(machine(disks=disks, shared=shared))  # all are PCI devices but one
+    addresses = [each["addr"] for each in found if "addr" in each]
     assert len(set(addresses)) == len(addresses)
     assert all(0 < int(address.partition(".")[0], 16) < 0x1F for address in addresses)
     alone = devices(machine(disks=disks))

@@ -39,6 +39,7 @@ def devices(machine: Machine) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = [
         {"driver": "virtio-rng-pci", "id": "entropy", "addr": f"{_ENTROPY_SLOT:#x}"},
         {"driver": "pvpanic-pci", "id": "panic", "addr": f"{_PANIC_SLOT:#x}"},
+        {"driver": "vmgenid", "id": "generation", "guid": "auto"},  # a clone's kernel learns that it is one
     ]
     found += [
         {

@@ -27,6 +27,7 @@ _INSTALL = "apt-get install qemu-system-x86"
 _OLDEST = (7, 0, 0)
 """pvpanic-pci, -action, JSON for -object, and device state without RAM, all in one release that is tested."""
 _READ_ONLY_IMAGES = (8, 2, 0)
+_STATE_BY_PATH = (9, 1, 0)
 
 Accelerator = Literal["kvm", "tcg"]
 
@@ -50,6 +51,11 @@ class Installation:
     def maps_read_only_images(self) -> bool:
         """Whether a RAM image can be mapped copy-on-write from a file opened read-only (``rom=off``)."""
         return self.version >= _READ_ONLY_IMAGES
+
+    @property
+    def loads_state_by_path(self) -> bool:
+        """Whether device state is named by its path; before, a descriptor is the way, which is deprecated now."""
+        return self.version >= _STATE_BY_PATH
 
     def target(self, version: str | None = None) -> RestoreTarget:
         """The side that continues snapshots. A CPU that is emulated has nothing of the host's."""

@@ -90,15 +90,16 @@ class Monitor:
             raise VmmGarbage(f"QEMU takes no descriptor: {error}") from error
         await self.execute("getfd", {"fdname": name})
 
-    async def load(self, uri: str) -> None:
+    async def load(self, source: Mapping[str, object]) -> None:
         """Load device state, and return when that is complete. Raises VmmRefused, VmmGarbage.
 
-        Unless it is refused at once, QEMU exits if the state can't be loaded.
+        ``source`` are the arguments of ``migrate-incoming``. Unless it is refused at once, QEMU exits if the state
+        can't be loaded.
         """
         self._incoming = asyncio.get_running_loop().create_future()
         events = {"capabilities": [{"capability": "events", "state": True}]}
         await self.execute("migrate-set-capabilities", events)
-        await self.execute("migrate-incoming", {"uri": uri})
+        await self.execute("migrate-incoming", source)
         if await self._incoming != "completed":
             raise VmmRefused("QEMU could not load the device state")
 

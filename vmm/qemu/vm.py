@@ -74,7 +74,9 @@ class QemuVm:
         """Load the device state, prove that RAM is a private mapping, and only then let the vCPUs go."""
         state = await run_sync(open_state, self._machine, state_dir)
         try:
-            await self._race(self._load(state), "confirmation that the device state is loaded", _LOAD_LIMIT_S)
+            await self._race(
+                self._load(state, state_dir / STATE_FILE), "confirmation that the device state is loaded", _LOAD_LIMIT_S
+            )
         finally:
             os.close(state)
         await run_sync(smaps.prove_private, self.pid, self._machine.ram)
@@ -152,9 +154,13 @@ class QemuVm:
         await self._monitor.close()
         self._process.release()
 
-    async def _load(self, state: int) -> None:
-        await self._monitor.send_file("state", state)
-        await self._monitor.load("fd:state")
+    async def _load(self, state: int, path: Path) -> None:
+        if self._installation.loads_state_by_path:
+            file = {"transport": "file", "filename": str(path.absolute()), "offset": 0}
+            await self._monitor.load({"channels": [{"channel-type": "main", "addr": file}]})
+        else:
+            await self._monitor.send_file("state", state)
+            await self._monitor.load({"uri": "fd:state"})
 
     async def _leave_firmware(self) -> None:
         """Let a paused machine run on until a kernel has switched on paging, if it hasn't yet.
