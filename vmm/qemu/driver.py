@@ -11,14 +11,14 @@ from typing import Any
 from anyio import CancelScope
 from anyio.to_thread import run_sync
 
-from spec.errors import FileMissing, PermissionMissing
+from spec.errors import FileMissing, MissingTool, PermissionMissing
 from vmm import ram_file, unix_socket
 from vmm.driver import Machine, Ram, RuntimeName, RuntimeReport, VmmFiles
 from vmm.process import VmmProcess
 from vmm.qemu.block_graph import disk_node
 from vmm.qemu.board import disk_id
 from vmm.qemu.command_line import command_line
-from vmm.qemu.installation import BINARY, Installation, find, probe
+from vmm.qemu.installation import BINARY, Installation, find, report, report_missing
 from vmm.qemu.monitor import Monitor
 from vmm.qemu.vm import QemuVm
 
@@ -37,7 +37,10 @@ class Qemu:
 
     async def probe(self) -> RuntimeReport:
         """Runs the binary for its version and machine types, and looks at /dev/kvm and the CPU flags."""
-        return await run_sync(probe, self._binary)
+        try:
+            return report(await run_sync(self._find))
+        except MissingTool as error:
+            return report_missing(error)
 
     async def spawn(self, machine: Machine, files: VmmFiles, *, incoming: bool) -> QemuVm:
         """Start a process that stands before its first instruction. A RAM file of its own is made here.
@@ -85,6 +88,9 @@ class Qemu:
             inode, found = self._found
             if inode == _inode(found.binary):
                 return found
+        return self._find()
+
+    def _find(self) -> Installation:
         found = find(self._binary)
         self._found = (_inode(found.binary), found)
         return found

@@ -71,13 +71,8 @@ class Installation:
         )
 
 
-def probe(configured: Path | None) -> RuntimeReport:
-    """Look for the binary, run it twice, and look at KVM and the CPU. Blocks (some ten milliseconds); never raises."""
-    try:
-        found = find(configured)
-    except MissingTool as error:
-        broken = Limitation(code="binary.missing", detail=error.detail, remedy=error.remedy)
-        return RuntimeReport(name="qemu", usable=False, binary=None, target=None, limitations=(broken,))
+def report(found: Installation) -> RuntimeReport:
+    """What a QEMU that was found can do on this host, and what it can't."""
     limitations = []
     if found.accelerator == "tcg":
         limitations.append(kvm_limitation(host_cpu()))
@@ -98,6 +93,12 @@ def probe(configured: Path | None) -> RuntimeReport:
         features=frozenset({"ivshmem", "restore", "snapshot", "snapshot-in-place"}),
         limitations=tuple(limitations),
     )
+
+
+def report_missing(error: MissingTool) -> RuntimeReport:
+    """The report where :func:`find` raised."""
+    missing = Limitation(code="binary.missing", detail=error.detail, remedy=error.remedy)
+    return RuntimeReport(name="qemu", usable=False, binary=None, target=None, limitations=(missing,))
 
 
 def find(configured: Path | None) -> Installation:
