@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import shutil
+import signal
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -36,6 +37,11 @@ settings.register_profile("local", deadline=None, max_examples=60, suppress_heal
 settings.register_profile("ci", settings.get_profile("local"), derandomize=True, print_blob=True)
 settings.register_profile("thorough", settings.get_profile("local"), max_examples=5000)
 settings.load_profile(os.environ.get("OVMS_HYPOTHESIS") or ("ci" if os.environ.get("CI") else "local"))
+
+
+def pytest_configure() -> None:
+    """Let programs that tests start and interrupt obey SIGINT: a background job of a shell inherits it as ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
