@@ -16,14 +16,14 @@ from anyio import CancelScope
 from anyio.to_thread import run_sync
 
 from spec.compatibility import Compatibility
-from spec.errors import InternalError, OvmsError, VmmGarbage, VmmRefused
+from spec.errors import VmmGarbage, VmmRefused
 from vmm import smaps
 from vmm.changed_pages import capture
-from vmm.driver import Disk, Ending, Machine, MemoryUse, SaveTarget
+from vmm.driver import Ending, Machine, MemoryUse, SaveTarget
 from vmm.process import Rung, VmmProcess
-from vmm.qemu.block_graph import overlay_node
-from vmm.qemu.board import device_records, disk_id, memory_regions
+from vmm.qemu.board import device_records, memory_regions
 from vmm.qemu.installation import Installation
+from vmm.qemu.live_disks import put_overlays
 from vmm.qemu.monitor import Monitor
 from vmm.qemu.snapshot import STATE_FILE, QemuSaved, open_state, write_board
 
@@ -109,11 +109,12 @@ class QemuVm:
             return QemuSaved(compatibility)
         changes = await run_sync(capture, self.pid, self._machine.ram, target.state_dir)
         try:
-            await self._switch_disks(target.overlays)
+            disks = await put_overlays(self._command, self._machine.disks, target.overlays)
         except BaseException:
             with CancelScope(shield=True):
                 await run_sync(changes.discard)
             raise
+        self._machine = replace(self._machine, disks=disks)
         return QemuSaved(compatibility, changes)
 
     async def memory_use(self) -> MemoryUse:
@@ -190,38 +191,6 @@ class QemuVm:
             raise VmmGarbage("QEMU's 'info registers' shows no CR0")
         return bool(int(match[1], 16) & _PAGING)
 
-    async def _switch_disks(self, overlays: tuple[Disk, ...]) -> None:
-        """Put an overlay over each writable disk, all of them or none."""
-        disks = self._machine.disks
-        writable = [number for number, disk in enumerate(disks) if not disk.read_only]
-        if len(writable) != len(overlays):
-            raise InternalError(f"{len(overlays)} overlays for {len(writable)} writable disks")
-        if not writable:
-            return
-        nodes = _nodes_in_use(await self._command("query-block"))
-        added: list[str] = []
-        try:
-            actions = []
-            for number, overlay in zip(writable, overlays, strict=True):
-                node = nodes[disk_id(number)]
-                fresh = _successor_of(node)
-                await self._command("blockdev-add", overlay_node(overlay.path, fresh))
-                added.append(fresh)
-                actions.append({"type": "blockdev-snapshot", "data": {"node": node, "overlay": fresh}})
-            await self._command("transaction", {"actions": actions})
-        except KeyError as error:
-            raise VmmGarbage(f"QEMU's 'query-block' does not show {error}") from error
-        except BaseException:
-            with CancelScope(shield=True):
-                for name in added:
-                    with suppress(OvmsError):  # refused if the transaction did happen, and the disk is in use
-                        await self._command("blockdev-del", {"node-name": name})
-            raise
-        fresh_disks = dict(zip(writable, overlays, strict=True))
-        self._machine = replace(
-            self._machine, disks=tuple(fresh_disks.get(number, disk) for number, disk in enumerate(disks))
-        )
-
     def _compatibility(self) -> Compatibility:
         """Of the running process: the binary may have been replaced since it started."""
         made = self._installation.target(self._monitor.version)
@@ -253,19 +222,3 @@ class QemuVm:
 
     async def _race(self, call: Awaitable[T], what: str, limit_s: float) -> T:
         return await self._process.until_ready(call, limit_s=limit_s, what=what)
-
-
-def _nodes_in_use(blocks: list[dict[str, Any]]) -> dict[str, str]:
-    """The block node on top of each disk, by the id of its device."""
-    found = {}
-    for block in blocks:
-        device = re.match(r"/machine/peripheral/([^/]+)", str(block.get("qdev")))
-        if device is not None and "inserted" in block:
-            found[device[1]] = str(block["inserted"]["node-name"])
-    return found
-
-
-def _successor_of(node: str) -> str:
-    """``disk0`` → ``disk0.1`` → ``disk0.2``; the names of those below stay taken."""
-    name, _, number = node.partition(".")
-    return f"{name}.{int(number or 0) + 1}"
