@@ -61,8 +61,9 @@ class Subscription(AsyncIterator[Event]):
     def _offer(self, event: Event) -> None:
         self._waiting.append(event)
         if len(self._waiting) > self._limit:
-            self._waiting.popleft()  # the oldest goes: a reader that catches up wants to know how things are now
-            self._lost += 1
+            # The oldest goes: a reader that catches up wants to know how things are now.
+            dropped = self._waiting.popleft()
+            self._lost += dropped.detail.get("lost", 0) if dropped.type == LOST else 1
         self._wake.set()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import takewhile
 
 import anyio
 
@@ -78,19 +79,16 @@ def choose(
     if not usable:
         raise NoUsableRuntime("no runtime can run this here: " + "; ".join(_lacks(reports.values(), features)))
     by_name = {report.name: report for report in usable}
-    wishes = list(preferred)
+    wishes = list(takewhile(lambda wish: wish != NO_PREFERENCE, preferred))
     for wish in wishes:
-        if wish == NO_PREFERENCE:
-            break
         if report := by_name.get(wish):  # type: ignore[call-overload]
             return Choice(report, "preferred by the artifact")
-    unmet = next((wish for wish in wishes if wish != NO_PREFERENCE), None)
     best = usable[0]
     accelerator = best.target.accelerator if best.target else "unknown"
     why = f"the only usable one ({accelerator})" if len(usable) == 1 else f"the best of {len(usable)} ({accelerator})"
     if others := [report for report in reports.values() if report.name not in by_name]:
         why += ", without " + "; ".join(_lacks(others, features))
-    return Choice(best, why, unmet_wish=unmet)
+    return Choice(best, why, unmet_wish=wishes[0] if wishes else None)
 
 
 def choose_for_restore(

@@ -186,7 +186,7 @@ async def test_a_snapshot_that_was_interrupted(site: Site, step: str, monkeypatc
         if successor is not None:  # as if nobody had cleaned up: the process stays
             successor.process.release()
             site.fake.spawned.remove(successor)
-            successor.stop = _never  # type: ignore[method-assign]
+            successor.stop = _never  # type: ignore[method-assign,assignment]
         site.fake.faults["resume"] = "refuse"  # nor let the machine go on
         task.cancel()
     await asyncio.gather(task, return_exceptions=True)

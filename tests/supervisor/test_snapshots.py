@@ -254,8 +254,8 @@ async def test_persistent_disk(site: Site) -> None:
     async with site.daemon() as supervisor:
         directory = supervisor._host.layout.persistent_disk("web")
 
-        async def again(manifest: str = "guest:disk", **more: object) -> Instance:
-            instance = await start(supervisor, manifest, name="web", disk="persistent", **more)
+        async def again(manifest: str = "guest:disk", boot: str | None = None) -> Instance:
+            instance = await start(supervisor, manifest, name="web", disk="persistent", boot=boot)
             if instance.state is FAILED:
                 await supervisor.remove(instance, force=False)
             return instance
