@@ -99,7 +99,7 @@ def test_who_restores() -> None:
         memory_bytes=1 << 20, cpus=1, regions=[],
     )  # fmt: skip
     assert choose_for_restore(BOTH, recorded, asked=None, features=NOTHING).report.name == "qemu"
-    with pytest.raises(IncompatibleSnapshot, match="'qemu'.*'cloud-hypervisor'"):
+    with pytest.raises(IncompatibleSnapshot, match=r"'qemu'.*'cloud-hypervisor'"):
         choose_for_restore(BOTH, recorded, asked="cloud-hypervisor", features=NOTHING)
     with pytest.raises(IncompatibleSnapshot, match="version"):
         choose_for_restore(BOTH, msgspec.structs.replace(recorded, version="2"), asked=None, features=NOTHING)
