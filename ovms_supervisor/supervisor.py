@@ -246,9 +246,9 @@ class Supervisor:
         for life in tuple(self._lives.values()):
             instance = life.instance
             if self._host.settings.on_exit == "stop" and is_live(instance.state):
-                await life.stop(StopOrder(self._host.settings.stop_grace_s, "the daemon ends"))
+                await life.stop(StopOrder(self._host.settings.stop_grace_s, "stopped with the daemon"))
             elif instance.state is InstanceState.STOPPING:
-                await life.stop(StopOrder(_DRAIN_S, "the daemon ends"))
+                await life.stop(StopOrder(_DRAIN_S, "stopped on request"))
         limit_s = _DRAIN_S
         if self._host.settings.on_exit == "stop":
             limit_s = self._host.settings.stop_grace_s + _STOP_DRAIN_S

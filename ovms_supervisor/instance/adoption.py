@@ -171,12 +171,18 @@ async def _attach(instance: Instance, boot: str) -> None:
 
 
 async def _retain_image(instance: Instance) -> None:
-    digest = instance.record.image
-    if digest is None:
+    """A machine whose image is no longer to be had keeps what it has mapped: no reason to end it."""
+    record = instance.record
+    if record.image is None:
         return
-    instance.image = await instance.host.images.retain(
-        parse_digest(digest), mlock_required=instance.record.mlock_required
-    )
+    try:
+        instance.image = await instance.host.images.retain(
+            parse_digest(record.image), mlock_required=record.mlock_required
+        )
+        for entry in instance.image.degraded:
+            instance.degrade(entry.code, entry.detail)
+    except OvmsError as error:
+        instance.degrade("image.not_held", f"after a restart of the daemon: {error}")
 
 
 async def _ending(instance: Instance, lost: endings.Lost, undo: AsyncExitStack) -> Life:

@@ -1,7 +1,9 @@
 """Whether the host has the memory that a start may come to need.
 
 RAM files are sparse: a guest that has touched a tenth of its memory may touch the rest tomorrow, and where the tmpfs
-is full then, the kernel ends the VMM with SIGBUS. So a start is admitted only if all RAM files can be filled.
+is full then, the kernel ends the VMM with SIGBUS. So a start is admitted only if all RAM files can be filled. A file
+that a snapshot froze still grows: tmpfs puts a page there when a clone reads a hole. What images of the store may take
+is the business of :mod:`cache.resident`.
 """
 
 from __future__ import annotations

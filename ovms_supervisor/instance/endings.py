@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import signal
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from spec.errors import OvmsError
+from spec.errors import InternalError, OvmsError
 from spec.instance import ExitInfo, InstanceState
 from vmm.driver import Ending
 
@@ -40,17 +41,43 @@ def oom_kills() -> int | None:
     return None
 
 
-def final_state(ending: Ending, *, asked: bool) -> InstanceState:
-    """Stopped if the caller or the guest wanted it, else failed."""
-    orderly = ending.guest == "shutdown" or (ending.guest is None and ending.code == 0)
-    return InstanceState.STOPPED if asked or orderly else InstanceState.FAILED
+@dataclass(frozen=True, slots=True)
+class Conclusion:
+    """What became of an instance; ``error`` is what a caller that waits for its start is given."""
+
+    state: InstanceState
+    reason: str
+    error: OvmsError | None = None
 
 
-def describe(ending: Ending, *, asked: bool, oom_kills_before: int | None) -> str:
-    """Why the machine is no longer there."""
-    if asked:
+def conclude(
+    ending: Ending | None, *, ordered: str | None, failure: Exception | None, oom_kills_before: int | None
+) -> Conclusion:
+    """Stopped if somebody ordered it or the guest wanted it, else failed; asks the kernel for hints (blocks).
+
+    ``ending`` is None if there never was a process; ``ordered`` is the cause of the stop order, if there was one.
+    """
+    if ordered is not None:
+        if ending is None:
+            return Conclusion(InstanceState.STOPPED, f"{ordered}, while it was starting")
         killed = ending.signal == signal.SIGKILL
-        return "stopped on request" + ("; its VMM had to be killed" if killed else "")
+        return Conclusion(InstanceState.STOPPED, ordered + ("; its VMM had to be killed" if killed else ""))
+    if failure is None and ending is None:
+        failure = InternalError("it ended without ever having a VMM")
+    if isinstance(failure, Lost):
+        return Conclusion(InstanceState.FAILED, str(failure))
+    if isinstance(failure, OvmsError):
+        return Conclusion(InstanceState.FAILED, f"{failure.title}: {failure.detail}", failure)
+    if failure is not None:
+        reason = f"an inner error: {failure!r}"
+        return Conclusion(InstanceState.FAILED, reason, InternalError(reason))
+    assert ending is not None  # noqa: S101 - the first case above
+    orderly = ending.guest == "shutdown" or (ending.guest is None and ending.code == 0)
+    state = InstanceState.STOPPED if orderly else InstanceState.FAILED
+    return Conclusion(state, _describe(ending, oom_kills_before))
+
+
+def _describe(ending: Ending, oom_kills_before: int | None) -> str:
     match ending.guest:
         case "shutdown":
             return "the guest powered itself off"
@@ -69,13 +96,6 @@ def exit_info(ending: Ending | None, reason: str, last_console: list[str]) -> Ex
     """The exit as status shows it."""
     code, signum = (ending.code, ending.signal) if ending else (None, None)
     return ExitInfo(code=code, signal=signum, reason=reason, last_console=last_console)
-
-
-def failure(error: Exception) -> str:
-    """Why an instance failed that did not just end."""
-    if isinstance(error, Lost):
-        return str(error)
-    return f"{error.title}: {error.detail}" if isinstance(error, OvmsError) else f"an inner error: {error!r}"
 
 
 def _name(signum: int) -> str:

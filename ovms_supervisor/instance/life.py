@@ -40,7 +40,7 @@ _LIVE = (InstanceState.STARTING, *_RUNS)
 
 @dataclass(frozen=True, slots=True)
 class StopOrder:
-    """Somebody wants it to end: how long the guest may take to power itself off, and from when on."""
+    """Somebody wants it to end: why, and how long the guest may take to power itself off."""
 
     grace_s: float
     cause: str
@@ -107,8 +107,15 @@ class Life:
             raise self._ended_during(what)
         return await owned(self._tasks, partial(self._in_turn, what, work, allowed), what)
 
+    def promise(self, give_back: Callable[[], Awaitable[None]]) -> bool:
+        """Give something back at the end that the machine has got meanwhile; False if the end has been."""
+        if self._given_back:
+            return False
+        self.undo.push_async_callback(give_back)
+        return True
+
     def take_image(self, image: ResidentImage) -> bool:
-        """Hold a resident image from now on, whose reference the caller has; False if it is too late for that."""
+        """Hold a resident image from now on, whose reference the caller has; False if the end has been."""
         if self._given_back:
             return False
         self.instance.image = image
@@ -158,16 +165,19 @@ class Life:
                 ending = await self._end_vm()
             except Exception as error:  # a process that outlives SIGKILL, or a driver that breaks its promise
                 self._failure, self._order = error, None  # it did not end as ordered
-            state, reason = await anyio.to_thread.run_sync(self._verdict, ending)
-            if state is InstanceState.FAILED:
-                self._explain(reason)
-            await instance.console.close(state.value)
+            concluded = await anyio.to_thread.run_sync(self._conclude, ending)
+            if concluded.state is InstanceState.FAILED:
+                instance.error = concluded.error
+                unforeseen = self._failure if isinstance(concluded.error, InternalError) else None
+                _log.warning("instance failed", instance=instance.id, reason=concluded.reason, exc_info=unforeseen)
+            await instance.console.close(concluded.state.value)
             lines = await self._last_lines()
             self._given_back = True
             await self._undo()
             instance.vm = instance.record.vm = instance.record.doing = None
             instance.record.image = None
-            await instance.become(state, reason, exit=endings.exit_info(ending, reason, lines))
+            exit_info = endings.exit_info(ending, concluded.reason, lines)
+            await instance.become(concluded.state, concluded.reason, exit=exit_info)
 
     async def _end_vm(self) -> Ending | None:
         """Stop the process if there is one; a hastened stop order cuts the grace of the one before."""
@@ -178,26 +188,9 @@ class Life:
                 return await vm.stop(guest_grace_s=order.grace_s if order else 0)
         return None
 
-    def _explain(self, reason: str) -> None:
-        failure = self._failure
-        if isinstance(failure, OvmsError):
-            self.instance.error = failure
-        elif failure is not None and not isinstance(failure, endings.Lost):
-            self.instance.error = InternalError(reason)
-        unforeseen = failure if isinstance(self.instance.error, InternalError) else None
-        _log.warning("instance failed", instance=self.instance.id, reason=reason, exc_info=unforeseen)
-
-    def _verdict(self, ending: Ending | None) -> tuple[InstanceState, str]:
-        """Which final state, and why; asks the kernel for hints (blocks)."""
-        failure = self._failure
-        if self._order is not None:
-            if ending is None:
-                return InstanceState.STOPPED, f"{self._order.cause} while it was starting"
-            return InstanceState.STOPPED, endings.describe(ending, asked=True, oom_kills_before=None)
-        if failure is not None or ending is None:
-            return InstanceState.FAILED, endings.failure(failure or InternalError("it ended without a VMM"))
-        reason = endings.describe(ending, asked=False, oom_kills_before=self._oom_kills)
-        return endings.final_state(ending, asked=False), reason
+    def _conclude(self, ending: Ending | None) -> endings.Conclusion:
+        ordered = self._order.cause if self._order else None
+        return endings.conclude(ending, ordered=ordered, failure=self._failure, oom_kills_before=self._oom_kills)
 
     async def _last_lines(self) -> list[str]:
         try:
@@ -241,9 +234,8 @@ class Life:
             await vm.wait_ended()
         except Exception:
             _log.exception("the end of a VMM cannot be watched", instance=self.instance.id, pid=vm.pid)
-        finally:
-            if self.instance.vm is vm:
-                self._finish()
+        if self.instance.vm is vm:
+            self._finish()
 
     def _finish(self) -> None:
         """The end has come: what is under way is rolled back, the task goes on to give everything back."""

@@ -58,6 +58,9 @@ async def store(life: Life, captured: Captured, directory: Path, reference: Refe
     with watch.phase("adopt"):
         header = await run_sync(read_header, host.store.blob_path(encoded.digest))
         image = await host.images.adopt(captured.staging, encoded, header)
+    await run_sync(host.store.pin, digest)  # the next snapshot's base, whatever becomes of its name
+    if not life.promise(partial(run_sync, host.store.unpin, digest)):
+        await run_sync(host.store.unpin, digest)
     # The machine maps that very file if it has become a clone of its own snapshot; else nobody uses the image yet.
     if not captured.succeeded or not life.take_image(image):
         await host.images.release(image.digest)

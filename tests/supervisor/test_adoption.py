@@ -94,7 +94,7 @@ async def test_stop_all_at_the_end(site: Site) -> None:
             await start(supervisor)
     async with site.daemon() as supervisor:
         assert [each.state for each in supervisor.instances()] == [STOPPED] * 3
-        assert {reason(each) for each in supervisor.instances()} == {"stopped on request"}
+        assert {reason(each) for each in supervisor.instances()} == {"stopped with the daemon"}
         assert await site.leaks(supervisor.instances()) == []
 
 

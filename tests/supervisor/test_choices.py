@@ -8,8 +8,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from ovms_supervisor.instance import endings
 from ovms_supervisor.instance.capacity import Capacity
+from ovms_supervisor.instance.endings import conclude, oom_kills
 from ovms_supervisor.instance.runtimes import choose, choose_for_restore
 from spec.api import Overrides, StartRequest
 from spec.compatibility import Compatibility, RestoreTarget
@@ -181,13 +181,15 @@ async def test_a_start_that_does_not_fit(site: Site) -> None:
     ],
 )
 def test_endings(ending: Ending, state: str, words: str) -> None:
-    assert endings.final_state(ending, asked=False) == state
-    assert words in endings.describe(ending, asked=False, oom_kills_before=endings.oom_kills())
-    assert endings.final_state(ending, asked=True) == "stopped"
-    assert endings.describe(ending, asked=True, oom_kills_before=None).startswith("stopped on request")
+    seen = conclude(ending, ordered=None, failure=None, oom_kills_before=oom_kills())
+    assert seen.state == state
+    assert words in seen.reason
+    ordered = conclude(ending, ordered="on request", failure=None, oom_kills_before=None)
+    assert ordered.state == "stopped"
+    assert ordered.reason.startswith("on request")
 
 
 def test_the_kernel_may_have_killed_for_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(endings, "oom_kills", lambda: 4)
-    words = endings.describe(Ending(code=None, signal=signal.SIGKILL), asked=False, oom_kills_before=3)
-    assert "want of memory" in words
+    monkeypatch.setattr("ovms_supervisor.instance.endings.oom_kills", lambda: 4)
+    killed = Ending(code=None, signal=signal.SIGKILL)
+    assert "want of memory" in conclude(killed, ordered=None, failure=None, oom_kills_before=3).reason

@@ -15,6 +15,7 @@ from spec.errors import (
     DeviceNotFound,
     ImmutableOverride,
     InstanceNotFound,
+    InternalError,
     InvalidRequest,
     NameInUse,
     OutOfRange,
@@ -278,3 +279,29 @@ async def test_operations_on_the_dead(site: Site) -> None:
         ):
             with pytest.raises(WrongState):
                 await operation
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError("a bug"), OSError(5, "Input/output error")])
+async def test_a_start_that_breaks_before_anything_is_there(
+    site: Site, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    async def broken(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("ovms_supervisor.instance.start.materialise", broken)
+    async with site.daemon() as supervisor:
+        instance = await start(supervisor)
+        assert instance.state is FAILED
+        assert isinstance(instance.error, InternalError)
+        assert await site.leaks(supervisor.instances()) == []
+        await supervisor.remove(instance, force=False)
+
+
+async def test_a_driver_that_breaks_its_promises(site: Site) -> None:
+    async with site.daemon() as supervisor:
+        instance = await start(supervisor)
+        site.fake.faults["stop"] = "refuse"
+        await supervisor.stop(instance, 0)
+        assert await ended(instance) is FAILED
+        assert instance.record.exit is not None
+        assert "stop: the fake refuses" in instance.record.exit.reason
