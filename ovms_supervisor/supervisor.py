@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from functools import partial
 from types import TracebackType
-from typing import Final, Self
+from typing import Self
 
 import anyio
 import structlog
@@ -23,6 +23,7 @@ from cache.resident import ResidentImages
 from cache.store import Store
 from ovms_supervisor.clock import Stopwatch
 from ovms_supervisor.config import Settings
+from ovms_supervisor.draining import drain
 from ovms_supervisor.events import EventHub
 from ovms_supervisor.instance import Instance, Life, StopOrder
 from ovms_supervisor.instance.adoption import Found, find_all
@@ -41,13 +42,8 @@ from ovms_supervisor.roster import Roster
 from spec.api import MmioWrite, SnapshotReply, StartRequest
 from spec.digest import parse_digest
 from spec.errors import Busy, Conflict, InstanceNotFound, WrongState
-from spec.instance import InstanceState, is_final, is_live
+from spec.instance import InstanceState, is_live
 from vmm.driver import Driver, RuntimeName
-
-_DRAIN_S: Final = 10.0
-"""How long starts and snapshots under way may take when the daemon ends."""
-_STOP_DRAIN_S: Final = 60.0
-"""Beyond the grace of the guests: how long the VMMs may take to end when the daemon stops them all."""
 
 _log = structlog.get_logger(__name__)
 
@@ -94,7 +90,7 @@ class Supervisor:
     ) -> None:
         self._draining = True
         try:
-            await self._drain()
+            await drain(self._host.settings, tuple(self._lives.values()), tuple(self._snapshots.values()))
         finally:
             self._tasks.cancel_scope.cancel()
             await self._stack.aclose()  # what the block raised stays as it is: no group around it
@@ -240,28 +236,3 @@ class Supervisor:
             return await snapshot(life, snapshot_reference(instance, tag, base.manifest.name))
         finally:
             self._snapshots.pop(instance.id).set()
-
-    async def _drain(self) -> None:
-        """Give what is under way its time; then machines are stopped, or left alone."""
-        for life in tuple(self._lives.values()):
-            instance = life.instance
-            if self._host.settings.on_exit == "stop" and is_live(instance.state):
-                await life.stop(StopOrder(self._host.settings.stop_grace_s, "stopped with the daemon"))
-            elif instance.state is InstanceState.STOPPING:
-                await life.stop(StopOrder(_DRAIN_S, "stopped on request"))
-        limit_s = _DRAIN_S
-        if self._host.settings.on_exit == "stop":
-            limit_s = self._host.settings.stop_grace_s + _STOP_DRAIN_S
-        with anyio.move_on_after(limit_s):
-            async with anyio.create_task_group() as waiting:
-                for life in tuple(self._lives.values()):
-                    waiting.start_soon(self._settled, life)
-                for under_way in tuple(self._snapshots.values()):
-                    waiting.start_soon(under_way.wait)
-
-    async def _settled(self, life: Life) -> None:
-        if self._host.settings.on_exit == "leave":
-            state = await life.instance.wait_for(InstanceState.RUNNING, InstanceState.PAUSED)
-            if not is_final(state):
-                return
-        await life.ended.wait()

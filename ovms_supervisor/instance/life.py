@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from functools import partial
 from typing import TypeVar
 
 import anyio
@@ -25,8 +24,8 @@ from anyio.abc import TaskGroup, TaskStatus
 from cache.resident import ResidentImage
 from ovms_supervisor.instance import endings
 from ovms_supervisor.instance.instance import Instance
-from ovms_supervisor.instance.owned import owned
-from spec.errors import InternalError, OvmsError, WrongState
+from ovms_supervisor.instance.operations import Operations
+from spec.errors import InternalError, OvmsError
 from spec.instance import InstanceState, is_final
 from vmm.driver import Ending, Vm
 
@@ -58,11 +57,9 @@ class Life:
         self._begin = begin
         self._beginning = anyio.CancelScope()
         self._tasks: TaskGroup | None = None
-        self._over = anyio.Event()
+        self._operations = Operations(instance)
         self._order: StopOrder | None = None
         self._grace: anyio.CancelScope | None = None
-        self._turn = anyio.Lock()
-        self._operation: anyio.CancelScope | None = None
         self._failure: Exception | None = None
         self._given_back = False
         self._oom_kills: int | None = None
@@ -90,22 +87,20 @@ class Life:
             await instance.become(InstanceState.STOPPING, order.cause)
         finally:
             self._beginning.cancel()
-            self._finish()
+            self._operations.end()
 
     def was_told_to_stop(self, order: StopOrder) -> None:
         """For a machine that is taken over while stopping: go on with that."""
         self._order = order
-        self._finish()
+        self._operations.end()
 
     async def perform(self, what: str, work: Callable[[], Awaitable[T]], *allowed: InstanceState) -> T:
         """Run an operation on the machine, after those before it, whatever becomes of the caller.
 
         Raises WrongState unless the instance is then in one of the states, or if it ends meanwhile.
         """
-        self.instance.require(what, *allowed)
-        if self._tasks is None or self._over.is_set():
-            raise self._ended_during(what)
-        return await owned(self._tasks, partial(self._in_turn, what, work, allowed), what)
+        assert self._tasks is not None  # noqa: S101 - the supervisor lists an instance when its task has begun
+        return await self._operations.perform(self._tasks, what, work, allowed)
 
     def promise(self, give_back: Callable[[], Awaitable[None]]) -> bool:
         """Give something back at the end that the machine has got meanwhile; False if the end has been."""
@@ -143,11 +138,9 @@ class Life:
                         self._failure = error
                 if self._failure is None and not self._beginning.cancelled_caught:
                     self.watch(instance.running_vm())
-                    await self._over.wait()
-                if self._operation is not None:
-                    self._operation.cancel()
-                async with self._turn:  # what was under way has been rolled back
-                    self._tasks.cancel_scope.cancel()
+                    await self._operations.wait_ended()
+                await self._operations.wait_idle()  # what was under way has been rolled back
+                self._tasks.cancel_scope.cancel()
             await self._give_back()
         except anyio.get_cancelled_exc_class():
             with anyio.CancelScope(shield=True):
@@ -216,35 +209,10 @@ class Life:
             self._failure = self._failure or endings.Lost("the daemon ended while it was starting")
             await self._give_back()
 
-    # --- operations and the watch -----------------------------------------------------------------------------------
-
-    async def _in_turn(self, what: str, work: Callable[[], Awaitable[T]], allowed: tuple[InstanceState, ...]) -> T:
-        async with self._turn:
-            self.instance.require(what, *allowed)
-            if not self._over.is_set():
-                try:
-                    with anyio.CancelScope() as self._operation:
-                        return await work()
-                finally:
-                    self._operation = None
-        raise self._ended_during(what)
-
     async def _watch(self, vm: Vm) -> None:
         try:
             await vm.wait_ended()
         except Exception:
             _log.exception("the end of a VMM cannot be watched", instance=self.instance.id, pid=vm.pid)
         if self.instance.vm is vm:
-            self._finish()
-
-    def _finish(self) -> None:
-        """The end has come: what is under way is rolled back, the task goes on to give everything back."""
-        self._over.set()
-        if self._operation is not None:
-            self._operation.cancel()
-
-    def _ended_during(self, what: str) -> WrongState:
-        instance = self.instance
-        return WrongState(
-            f"cannot {what} instance {instance.name or instance.id}: it is about to end", status=instance.state.value
-        )
+            self._operations.end()

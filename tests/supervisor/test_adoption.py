@@ -172,7 +172,7 @@ async def test_a_pause_or_resume_that_was_interrupted(site: Site, what: str, don
 @pytest.mark.parametrize("step", ["spawn", "pause", "save", "restore"])
 async def test_a_snapshot_that_was_interrupted(site: Site, step: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The daemon is killed in the middle: the successor goes, the machine goes on."""
-    monkeypatch.setattr("ovms_supervisor.supervisor._DRAIN_S", 0.01)
+    monkeypatch.setattr("ovms_supervisor.draining.DRAIN_S", 0.01)
     async with leaving(site) as supervisor:
         instance = await start(supervisor, "guest:disk", name="web", disk="persistent")
         before = site.vm(instance)

@@ -18,6 +18,7 @@ from spec.errors import (
     InternalError,
     InvalidRequest,
     NameInUse,
+    NoSpace,
     OutOfRange,
     VmmRefused,
     WrongState,
@@ -305,3 +306,26 @@ async def test_a_driver_that_breaks_its_promises(site: Site) -> None:
         assert await ended(instance) is FAILED
         assert instance.record.exit is not None
         assert "stop: the fake refuses" in instance.record.exit.reason
+
+
+async def test_a_journal_that_cannot_be_written(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before there is an instance it is the caller's error; later it does not stand in the way of anything."""
+
+    def full(*_: object) -> None:
+        raise NoSpace("the journal cannot be written: No space left on device")
+
+    async with site.daemon() as supervisor:
+        with monkeypatch.context() as patch:
+            patch.setattr("ovms_supervisor.instance.journal._replace", full)
+            with pytest.raises(NoSpace):
+                await start(supervisor)
+            assert supervisor.instances() == []
+            assert await site.leaks([]) == []
+        instance = await start(supervisor)
+        with monkeypatch.context() as patch:
+            patch.setattr("ovms_supervisor.instance.journal._replace", full)
+            await supervisor.pause(instance)
+            assert [each.code for each in instance.record.degraded] == ["journal.not_written"]
+            await supervisor.stop(instance, 0)
+            assert await ended(instance) is STOPPED
+        assert await site.leaks(supervisor.instances()) == []
