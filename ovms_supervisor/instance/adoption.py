@@ -2,8 +2,9 @@
 
 The journals say what should be there, the kernel says what is. Where a journal tells of a running machine, the
 process is looked for by pid, start time and boot id, attached to, and given a life that goes on. All others get a
-life that only ends: it gives back what they held and says why. A process or directory that no journal accounts for is
-removed; a journal that cannot be read is left alone, with everything that may belong to it, and reported.
+life that only ends: it gives back what they held and says why. A process that does not answer is ended, since nobody
+could control it; so is one, or a directory removed, that no journal accounts for. A journal that cannot be read is left
+alone, with everything that may belong to it, and reported.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from ovms_supervisor.instance.host import Host
 from ovms_supervisor.instance.instance import Instance
 from ovms_supervisor.instance.launch import files_of
 from ovms_supervisor.instance.life import Life, StopOrder
-from ovms_supervisor.instance.process_identity import boot_id, is_same, processes_of
+from ovms_supervisor.instance.process_identity import boot_id, is_same, processes_of, start_ticks
 from ovms_supervisor.instance.record import Record
 from spec.digest import parse_digest
 from spec.errors import CorruptStore, OvmsError, VmmExited
@@ -32,6 +33,7 @@ from vmm.process import VmmProcess
 
 _log = structlog.get_logger(__name__)
 
+_WITH_VMM = (InstanceState.RUNNING, InstanceState.PAUSED, InstanceState.STOPPING)
 _INTERRUPTED = "the daemon ended while it was starting"
 
 
@@ -47,16 +49,17 @@ class Found:
 class _Scan:
     records: list[Record]
     troubles: list[str]
-    strays: list[int]
-    """Processes that no journal accounts for."""
+    strays: dict[int, int]
+    """Processes that no journal of a running machine accounts for: pid and start time."""
     boot_id: str
 
 
 async def find_all(host: Host) -> tuple[list[Found], list[str]]:
     """All instances that an earlier daemon left, oldest first, and what could not be made sense of."""
     scan = await run_sync(_scan, host)
-    for pid in scan.strays:
-        await _kill(pid)
+    for pid, ticks in scan.strays.items():
+        _log.warning("ending a VMM that no journal accounts for", pid=pid)
+        await _kill(pid, ticks)
     await run_sync(_sweep, host, {record.instance_id for record in scan.records}, bool(scan.troubles))
     found = [await _take_over(host, record, scan.boot_id) for record in scan.records]
     return found, scan.troubles
@@ -78,12 +81,12 @@ def _scan(host: Host) -> _Scan:
             troubles.append(f"{path}: {error.detail}")
             unreadable.add(directory.name)
     boot = boot_id()
-    known = {each.vm.pid for each in records if each.vm and each.boot_id == boot and not is_final(each.state)}
-    strays = [
-        pid
-        for pid, instance_id in processes_of(host.layout.instances).items()
-        if pid not in known and instance_id not in unreadable
-    ]
+    known = {each.vm.pid for each in records if each.vm and each.boot_id == boot and each.state in _WITH_VMM}
+    strays: dict[int, int] = {}
+    for pid, instance_id in processes_of(host.layout.instances).items():
+        if pid not in known and instance_id not in unreadable:
+            with suppress(VmmExited):
+                strays[pid] = start_ticks(pid)
     return _Scan(sorted(records, key=lambda record: record.created_at), troubles, strays, boot)
 
 
@@ -98,10 +101,14 @@ def _sweep(host: Host, known: set[str], keep_strangers: bool) -> None:
                 shutil.rmtree(directory, ignore_errors=True)
 
 
-async def _kill(pid: int) -> None:
-    _log.warning("killing a VMM that no journal accounts for", pid=pid)
+async def _kill(pid: int, ticks: int) -> None:
+    """End a process that nobody holds; another one that has got its pid is left alone."""
     with suppress(OvmsError):
-        await VmmProcess.attach(pid).kill_ladder([])
+        process = VmmProcess.attach(pid)
+        if await run_sync(is_same, pid, ticks):  # now that the pidfd holds on to it
+            await process.kill_ladder([])
+        else:
+            process.release()
 
 
 async def _take_over(host: Host, record: Record, boot: str) -> Found:
@@ -134,7 +141,7 @@ async def _promise(instance: Instance, undo: AsyncExitStack) -> None:
         except OvmsError as error:
             instance.degrade("artifact.missing", str(error))
     owned_bytes = sum(device.size_bytes for device in record.devices)
-    if record.vm is None or not record.vm.machine.ram.private:
+    if record.vm is not None and record.vm.machine.ram.path.parent == instance.paths.memory:
         owned_bytes += record.memory_bytes
     holdings.hold_reservation(host, undo, host.capacity.take_over(owned_bytes, instance.paths.memory))
     holdings.hold_directory(instance, undo)
@@ -151,8 +158,6 @@ async def _attach(instance: Instance, boot: str) -> None:
     if record.boot_id != boot:
         raise endings.Lost("the host was rebooted")
     if record.state is InstanceState.STARTING or record.vm is None:
-        if record.vm is not None:
-            await _kill(record.vm.pid)
         raise endings.Lost(_INTERRUPTED)
     if not await run_sync(is_same, record.vm.pid, record.vm.start_ticks):
         raise endings.Lost("the VMM ended while no daemon was watching; how is not known")
@@ -161,7 +166,7 @@ async def _attach(instance: Instance, boot: str) -> None:
     try:
         vm = await driver.attach(record.vm.machine, files_of(instance, record.vm.generation), record.vm.pid)
     except OvmsError:
-        await _kill(record.vm.pid)
+        await _kill(record.vm.pid, record.vm.start_ticks)
         raise
     instance.vm = vm
     if not await run_sync(is_same, record.vm.pid, record.vm.start_ticks):  # now it is held by a pidfd

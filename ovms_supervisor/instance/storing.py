@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final
 
 import anyio
+import structlog
 from anyio.to_thread import run_sync
 
 from cache.ramsnap import EncodedRamsnap, encode, read_header
@@ -25,9 +26,12 @@ from ovms_supervisor.instance.capture import Captured
 from ovms_supervisor.instance.instance import Instance
 from ovms_supervisor.instance.life import Life
 from spec.digest import Digest, parse_digest
+from spec.errors import OvmsError
 from spec.reference import Reference
 
 _NICENESS: Final = 10
+
+_log = structlog.get_logger(__name__)
 
 
 async def hold_layers(instance: Instance, captured: Captured, undo: AsyncExitStack) -> Path:
@@ -45,29 +49,43 @@ def _link(layers: tuple[Path, ...], directory: Path) -> None:
 
 
 async def store(life: Life, captured: Captured, directory: Path, reference: Reference, watch: Stopwatch) -> Digest:
-    """Store a capture and name it; its RAM stays resident. Returns the digest of the OCI manifest.
+    """Store a capture and name it, and keep its RAM resident. Returns the digest of the OCI manifest.
 
     Raises NoSpace, BlobNotFound, …; the capture's staging is then still the caller's.
     """
-    instance, host = life.instance, life.instance.host
     with watch.phase("encode"):
-        blob = directory / "ramsnap"
-        encoded = await _encode(captured, blob)
+        encoded = await _encode(captured, directory / "ramsnap")
     with watch.phase("store"):
-        digest = await run_sync(_store, instance, captured, directory, encoded, reference)
+        digest = await run_sync(_store, life.instance, captured, directory, encoded, reference)
+        await _build_on(life, captured, digest)
     with watch.phase("adopt"):
-        header = await run_sync(read_header, host.store.blob_path(encoded.digest))
-        image = await host.images.adopt(captured.staging, encoded, header)
-    await run_sync(host.store.pin, digest)  # the next snapshot's base, whatever becomes of its name
-    if not life.promise(partial(run_sync, host.store.unpin, digest)):
-        await run_sync(host.store.unpin, digest)
+        await _keep_resident(life, captured, encoded)
+    return digest
+
+
+async def _build_on(life: Life, captured: Captured, digest: Digest) -> None:
+    """The new artifact is the base of the next snapshot, whatever becomes of its name."""
+    store, record = life.instance.host.store, life.instance.record
+    await run_sync(store.pin, digest)
+    if not life.promise(partial(run_sync, store.unpin, digest)):
+        await run_sync(store.unpin, digest)
+    record.lineage = digest
+    record.pending_layers = [layer for layer in record.pending_layers if layer not in captured.layers]
+
+
+async def _keep_resident(life: Life, captured: Captured, encoded: EncodedRamsnap) -> None:
+    """Make the staging the resident image. The artifact is there already: without it, the first clone loads it."""
+    images = life.instance.host.images
+    try:
+        header = await run_sync(read_header, life.instance.host.store.blob_path(encoded.digest))
+        image = await images.adopt(captured.staging, encoded, header)
+    except OvmsError:
+        _log.exception("a snapshot is stored, but not resident", digest=encoded.digest)
+        await images.discard(captured.staging)
+        return
     # The machine maps that very file if it has become a clone of its own snapshot; else nobody uses the image yet.
     if not captured.succeeded or not life.take_image(image):
-        await host.images.release(image.digest)
-    stored = set(captured.layers)
-    instance.record.lineage = digest
-    instance.record.pending_layers = [layer for layer in instance.record.pending_layers if layer not in stored]
-    return digest
+        await images.release(image.digest)
 
 
 async def _encode(captured: Captured, blob: Path) -> EncodedRamsnap:

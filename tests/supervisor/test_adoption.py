@@ -121,6 +121,30 @@ async def test_a_pid_that_is_another_process(site: Site) -> None:
         assert await ended(only(supervisor)) is FAILED
 
 
+async def test_a_vmm_that_does_not_answer_any_more(site: Site) -> None:
+    async with leaving(site) as supervisor:
+        await start(supervisor, "guest:disk")
+    site.fake.faults["attach"] = "refuse"
+    async with leaving(site) as supervisor:
+        assert await ended(only(supervisor)) is FAILED
+        assert "attach: the fake refuses" in reason(only(supervisor))
+        assert await site.leaks(supervisor.instances()) == []
+
+
+async def test_an_image_that_is_no_longer_trusted_is_no_reason_to_end_a_machine(site: Site) -> None:
+    async with leaving(site) as supervisor:
+        await supervisor.snapshot(await start(supervisor), "warm")
+        clone = await start(supervisor, "guest:warm", name="clone")
+        assert clone.image is not None
+        ram = clone.image.ram
+    os.utime(ram, (1, 1))
+    async with leaving(site) as supervisor:
+        again = supervisor.find("clone")
+        assert again.state is RUNNING
+        assert [each.code for each in again.record.degraded] == ["image.not_held"]
+        await release_all(site, supervisor)
+
+
 async def test_a_host_that_was_rebooted(site: Site) -> None:
     async with leaving(site) as supervisor:
         instance = await start(supervisor, "guest:disk")

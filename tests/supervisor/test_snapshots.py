@@ -10,7 +10,7 @@ from ovms_supervisor.instance import Instance
 from ovms_supervisor.instance.disks import read_record
 from ovms_supervisor.supervisor import Supervisor
 from spec.api import MmioWrite
-from spec.errors import Busy, ImmutableOverride, InUse, InvalidReference, OvmsError, WrongState
+from spec.errors import Busy, ImmutableOverride, InUse, InvalidReference, NoSpace, OvmsError, WrongState
 from spec.instance import InstanceState
 from spec.reference import parse_reference
 from tests.supervisor.conftest import Site, ended, start
@@ -177,6 +177,35 @@ async def test_a_snapshot_that_cannot_be_stored(site: Site, monkeypatch: pytest.
         digest = await asyncio.to_thread(store.resolve, parse_reference("guest:two"))
         assert len((await asyncio.to_thread(store.artifact, digest)).disk_layers) == 3
         assert instance.record.pending_layers == []
+        assert nonce(site, await start(supervisor, "guest:two")) == nonce(site, instance)
+        await release_all(site, supervisor)
+
+
+async def test_a_snapshot_that_does_not_stay_resident(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with site.daemon() as supervisor:
+        instance = await start(supervisor, "guest:disk")
+
+        async def full(*_: object) -> None:
+            raise NoSpace("the tmpfs is full")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(supervisor._host.images, "adopt", full)
+            await supervisor.snapshot(instance, "one")
+        assert await site.leaks(supervisor.instances()) == []
+        assert nonce(site, await start(supervisor, "guest:one")) == nonce(site, instance)
+        await supervisor.snapshot(instance, "two")
+        await release_all(site, supervisor)
+
+
+async def test_what_a_snapshot_is_made_of_is_kept_whatever_becomes_of_its_name(site: Site) -> None:
+    async with site.daemon() as supervisor:
+        instance = await start(supervisor, "guest:disk")
+        await supervisor.snapshot(instance, "one")
+        store = supervisor._host.store
+        for name in ("guest:one", "guest:disk"):
+            await asyncio.to_thread(store.untag, name)
+        await asyncio.to_thread(store.remove_unreferenced)
+        await supervisor.snapshot(instance, "two")
         assert nonce(site, await start(supervisor, "guest:two")) == nonce(site, instance)
         await release_all(site, supervisor)
 
