@@ -21,6 +21,7 @@ from cache.durable import sync_directory, write_durably
 from cache.host_errors import host_errors
 from cache.lock import exclusive
 from cache.store import Store
+from spec.decoding import NotDecodable, from_json
 from spec.digest import Digest
 from spec.errors import SizeMismatch, UnsafeDisk
 from spec.qcow2 import BackingFormat
@@ -97,9 +98,9 @@ def _layer(store: Store, directory: Path, wanted: WantedLayer, below: LayerBelow
 def _intact(directory: Path) -> _Record | None:
     """The record of an extracted layer; None if there is none, or if the image is not the file that was checked."""
     try:
-        record = msgspec.json.decode((directory / _RECORD).read_bytes(), type=_Record)
+        record = from_json((directory / _RECORD).read_bytes(), _Record)
         found = (directory / _IMAGE).stat()
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+    except (OSError, NotDecodable):
         return None
     was = (str(directory / _IMAGE), record.inode, record.size_bytes, record.modified_ns)
     return record if was == (record.image, found.st_ino, found.st_size, found.st_mtime_ns) else None

@@ -17,6 +17,7 @@ from cache.durable import write_durably
 from cache.host_errors import host_errors
 from cache.temp_area import TempArea
 from spec import media_types
+from spec.decoding import NotDecodable, from_builtins, from_json
 from spec.digest import Digest
 from spec.errors import CorruptStore
 from spec.oci import Descriptor, ImageIndex
@@ -43,8 +44,8 @@ class IndexFile:
     def listed(self) -> list[ListedArtifact]:
         """All entries, in the file's order. Raises CorruptStore."""
         try:
-            index = msgspec.convert(self._read(), ImageIndex)
-        except msgspec.ValidationError as error:
+            index = from_builtins(self._read(), ImageIndex)
+        except NotDecodable as error:
             raise CorruptStore(f"{self.path}: {error}", path=str(self.path)) from error
         return [ListedArtifact(each.annotations.get(_REF_NAME), each.content_digest, each) for each in index.manifests]
 
@@ -96,11 +97,10 @@ class IndexFile:
             except FileNotFoundError as error:
                 raise CorruptStore(f"{self.path} is missing: not an OCI image layout", path=str(self.path)) from error
         try:
-            index = msgspec.json.decode(data)
-            msgspec.convert(index, ImageIndex)
-        except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+            index = from_json(data, dict[str, Any])
+            from_builtins(index, ImageIndex)
+        except NotDecodable as error:
             raise CorruptStore(f"{self.path}: {error}", path=str(self.path)) from error
-        assert isinstance(index, dict)  # noqa: S101 - convert would have refused anything else
         return index
 
     def _write(self, index: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ from cache.compose import StoredBlob, compose
 from cache.disk_tar import Below, DiskFile
 from cache.ramsnap import EncodedRamsnap
 from cache.store import Store
+from spec.decoding import from_json
 from spec.digest import Digest
 from spec.errors import InternalError
 from spec.manifest import decode_manifest
@@ -39,7 +40,7 @@ def store_snapshot(
     included, and the base is the ``subject`` of the new artifact. If it fails, the RAM's blob is discarded too.
     Raises UnsafeDisk, BlobNotFound, InvalidManifest (too many layers), NoSpace.
     """
-    document: dict[str, Any] = msgspec.json.decode(base.manifest_bytes)
+    document: dict[str, Any] = from_json(base.manifest_bytes, dict[str, Any])
     document |= {
         "name": reference.name,
         "version": reference.tag or DEFAULT_TAG,

@@ -18,8 +18,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-import msgspec
-
 from cache.artifact import Artifact, decode_artifact, decode_oci_manifest, manifest_descriptor, manifest_layer
 from cache.blob_store import BlobStore
 from cache.durable import write_durably
@@ -27,6 +25,7 @@ from cache.host_errors import host_errors
 from cache.index_file import IndexFile, ListedArtifact
 from cache.unreferenced import Removed, StoreParts, is_referred_to, remove_unreferenced
 from spec import media_types
+from spec.decoding import NotDecodable, from_json
 from spec.digest import Digest, hex_of
 from spec.errors import ArtifactNotFound, BlobNotFound, CorruptStore, InvalidReference
 from spec.oci import EMPTY_DESCRIPTOR, Descriptor, ImageLayout, encode
@@ -69,8 +68,8 @@ class Store(BlobStore):
         if not path.exists():
             write_durably(path, encode(ImageLayout(_LAYOUT_VERSION)) + b"\n", self.temp)
         try:
-            version = msgspec.json.decode(path.read_bytes(), type=ImageLayout).image_layout_version
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            version = from_json(path.read_bytes(), ImageLayout).image_layout_version
+        except NotDecodable as error:
             raise CorruptStore(f"{path}: {error}", path=str(path)) from error
         if version.split(".")[0] != _LAYOUT_VERSION.split(".")[0]:
             raise CorruptStore(f"{path}: layout version {version}, known is {_LAYOUT_VERSION}", path=str(path))

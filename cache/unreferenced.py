@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from cache.artifact import manifest_layer
 from cache.blob_names import digest_in
 from cache.chain_id import chain_ids
 from cache.lock import remove_if_free
 from cache.temp_area import TempArea
+from spec.decoding import NotDecodable, from_builtins, from_json
 from spec.digest import Digest, digest_of, hex_of, is_digest
 from spec.errors import CorruptStore, OvmsError
 from spec.manifest import decode_manifest
@@ -102,10 +101,9 @@ def _document(path: Path, digest: Digest) -> dict[str, Any]:
             digest=digest,
         )
     try:
-        document = msgspec.json.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return from_json(data, dict[str, Any])
+    except NotDecodable:
         return {}
-    return document if isinstance(document, dict) else {}
 
 
 def _digests_in(document: dict[str, Any], *fields: str) -> list[Digest]:
@@ -122,9 +120,9 @@ def _digests_in(document: dict[str, Any], *fields: str) -> list[Digest]:
 def _disk_chain(blobs: Path, document: dict[str, Any]) -> list[str]:
     """Names of the extracted disks that an OVMS artifact uses; none if it can't be read: they can be made again."""
     try:
-        oci = msgspec.convert(document, ImageManifest)
+        oci = from_builtins(document, ImageManifest)
         disks = decode_manifest((blobs / hex_of(manifest_layer(oci).content_digest)).read_bytes()).disk_layers
-    except (msgspec.ValidationError, OvmsError, OSError):
+    except (NotDecodable, OvmsError, OSError):
         return []
     return chain_ids(digest for each in disks if (digest := parse_blob_ref(each.ref).digest))
 

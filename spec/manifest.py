@@ -14,8 +14,9 @@ import msgspec
 from msgspec import Meta, field
 
 from spec import media_types
+from spec.decoding import NotDecodable, from_json
 from spec.errors import InvalidManifest, InvalidReference, UnsupportedManifest
-from spec.oci import MAX_MANIFEST_BYTES, split_path
+from spec.oci import MAX_MANIFEST_BYTES
 from spec.reference import BLOB_REF_PATTERN, BlobRef, parse_blob_ref
 
 MAX_DISK_BYTES = 16 << 40
@@ -137,23 +138,22 @@ def decode_manifest(data: bytes) -> Manifest:
     if len(data) > MAX_MANIFEST_BYTES:
         raise InvalidManifest(f"manifest.json has {len(data)} bytes, more than {MAX_MANIFEST_BYTES}", path="$")
     try:
-        version = msgspec.json.decode(data, type=_Version).schema_version
+        version = from_json(data, _Version).schema_version
         if version != 1:
             raise UnsupportedManifest(
                 f"schemaVersion {version} at $.schemaVersion; this is OVMS v0.1, schemaVersion 1",
                 path="$.schemaVersion",
             )
-        return msgspec.json.decode(data, type=Manifest)
-    except msgspec.ValidationError as error:
-        message, path = split_path(str(error))
-        raise InvalidManifest(f"{message} at {path}", path=path) from error
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        raise InvalidManifest(f"manifest.json is not JSON: {error}", path="$") from error
+        return from_json(data, Manifest)
+    except NotDecodable as error:
+        raise InvalidManifest(
+            f"{'' if error.is_json else 'manifest.json is not JSON: '}{error}", path=error.path
+        ) from error
 
 
 def unknown_fields(data: bytes) -> list[str]:
     """JSON paths of the fields of a valid manifest.json that v0.1 does not name, sorted."""
-    return sorted(_unknown(msgspec.json.decode(data), Manifest, "$"))
+    return sorted(_unknown(from_json(data, Any), Manifest, "$"))
 
 
 def _unknown(value: Any, kind: Any, path: str) -> Iterator[str]:

@@ -10,6 +10,7 @@ from typing import TypeVar
 import msgspec
 
 from spec import media_types
+from spec.decoding import NotDecodable, from_json
 from spec.digest import Digest, digest_of, parse_digest
 from spec.errors import InvalidDigest, InvalidManifest
 
@@ -79,18 +80,9 @@ def decode(data: bytes, kind: type[T], what: str) -> T:
     if len(data) > MAX_MANIFEST_BYTES:
         raise InvalidManifest(f"{what} has {len(data)} bytes, more than {MAX_MANIFEST_BYTES}", path="$")
     try:
-        return msgspec.json.decode(data, type=kind)
-    except msgspec.ValidationError as error:
-        message, path = split_path(str(error))
-        raise InvalidManifest(f"{what}: {message} at {path}", path=path) from error
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        raise InvalidManifest(f"{what} is not JSON: {error}", path="$") from error
-
-
-def split_path(message: str) -> tuple[str, str]:
-    """Split msgspec's ``… - at `$.a[0].b``` into the sentence and the JSON path."""
-    text, found, path = message.rpartition(" - at `")
-    return (text, path.rstrip("`")) if found else (message, "$")
+        return from_json(data, kind)
+    except NotDecodable as error:
+        raise InvalidManifest(f"{what}{':' if error.is_json else ' is not JSON:'} {error}", path=error.path) from error
 
 
 def encode(document: Descriptor | ImageManifest | ImageIndex | ImageLayout) -> bytes:

@@ -16,6 +16,7 @@ from typing import Final
 import msgspec
 
 from spec.compatibility import Compatibility
+from spec.decoding import NotDecodable, from_json
 from spec.digest import is_digest
 from spec.errors import CorruptRamsnap, Unsupported
 from spec.sizes import GIB, MIB, PAGE_BYTES
@@ -163,8 +164,8 @@ def parse_index(payload: bytes, *, header_frame_bytes: int, limits: RamsnapLimit
     if table_at + records * RECORD_BYTES != len(payload):
         raise CorruptRamsnap(f"the header has {len(payload)} bytes, its parts claim others", frames=records)
     try:
-        header = msgspec.json.decode(payload[PREAMBLE_BYTES:table_at], type=RamsnapHeader)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        header = from_json(payload[PREAMBLE_BYTES:table_at], RamsnapHeader)
+    except NotDecodable as error:
         raise CorruptRamsnap(f"the header's JSON: {error}") from error
     _check_header(header, limits)
     frames = tuple(

@@ -15,6 +15,7 @@ from typing import Final
 
 import msgspec
 
+from spec.decoding import NotDecodable, from_json
 from spec.errors import AuthenticationFailed, MissingTool
 
 HELPER_LIMIT_S: Final = 20.0
@@ -64,8 +65,8 @@ async def ask_helper(name: str, host: str, *, limit_s: float = HELPER_LIMIT_S) -
             return None
         raise _failure(name, host, f"failed: {output[:200].decode(errors='replace').strip()}")
     try:
-        return msgspec.json.decode(output, type=HelperReply)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        return from_json(output, HelperReply)
+    except NotDecodable as error:
         raise _failure(name, host, "answered what is no JSON of a credential") from error
 
 

@@ -18,6 +18,7 @@ import msgspec
 
 from cache.host_errors import host_errors
 from cache.registry.credential_helper import ask_helper
+from spec.decoding import NotDecodable, from_json
 from spec.errors import FileMissing, InvalidConfig
 
 _MAX_FILE_BYTES: Final = 4 << 20
@@ -87,8 +88,8 @@ def _read(path: Path) -> _File | None:
     except FileMissing:
         return None
     try:
-        return msgspec.json.decode(data or b"{}", type=_File)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        return from_json(data or b"{}", _File)
+    except NotDecodable as error:
         # The message names a JSON path and types, never a value.
         raise InvalidConfig(f"{path}: {error}", path=str(path)) from error
 

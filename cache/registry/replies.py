@@ -8,6 +8,7 @@ import msgspec
 from aiohttp import ClientResponse
 
 from cache.registry.retry import retry_after_s
+from spec.decoding import NotDecodable, from_json
 from spec.errors import AuthenticationFailed, RateLimited, RegistryGarbage, RegistryRefused
 
 _MAX_ERROR_BYTES: Final = 64 * 1024
@@ -51,8 +52,8 @@ async def refusal(response: ClientResponse, what: str) -> RegistryRefused | Auth
 
 async def _said(response: ClientResponse) -> str:
     try:
-        document = msgspec.json.decode(await read_bounded(response, _MAX_ERROR_BYTES, "an error"), type=_Errors)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, RegistryGarbage):
+        document = from_json(await read_bounded(response, _MAX_ERROR_BYTES, "an error"), _Errors)
+    except (NotDecodable, RegistryGarbage):
         return ""
     text = "; ".join(": ".join(filter(None, (each.code, each.message))) for each in document.errors)
     return "".join(each if each.isprintable() else " " for each in text)[:_MAX_SHOWN].strip()

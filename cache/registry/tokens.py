@@ -24,6 +24,7 @@ from cache.registry.credentials import Credential, Credentials
 from cache.registry.origin import check_target
 from cache.registry.replies import read_bounded, refusal
 from cache.registry.transport import Transport
+from spec.decoding import NotDecodable, from_json
 from spec.errors import AuthenticationFailed, RegistryGarbage
 
 _MAX_REPLY_BYTES: Final = 128 * 1024
@@ -109,8 +110,8 @@ class Tokens:
                 raise await refusal(response, "the request for a token")
             body = await read_bounded(response, _MAX_REPLY_BYTES, "the reply of the token service")
         try:
-            reply = msgspec.json.decode(body, type=_Reply)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            reply = from_json(body, _Reply)
+        except NotDecodable as error:
             raise RegistryGarbage("the token service answered no token", host=realm.authority) from error
         token = _sendable(reply.access_token or reply.token, realm)
         life = _DEFAULT_LIFE_S if reply.expires_in is None else reply.expires_in

@@ -30,6 +30,7 @@ import structlog
 
 from cache.host_errors import host_errors
 from cache.ramsnap.image_files import RAM_NAME, STATE_NAME
+from spec.decoding import NotDecodable, from_json
 from spec.digest import Digest, hex_of
 from spec.errors import CorruptRamsnap, OvmsError
 from spec.ramsnap import RamsnapHeader
@@ -173,13 +174,13 @@ class ImageDirectory:
             digest = Digest(f"sha256:{match[1]}")
             try:
                 yield self._trusted(place, digest)
-            except (OSError, OvmsError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+            except (OSError, OvmsError, NotDecodable) as error:
                 _log.warning("image dropped", digest=digest, why=str(error))
                 self.remove(digest)
 
     def _trusted(self, place: Path, digest: Digest) -> Published:
-        record = msgspec.json.decode((place / _RECORD_NAME).read_bytes(), type=_Record)
-        header = msgspec.json.decode((place / _HEADER_NAME).read_bytes(), type=RamsnapHeader)
+        record = from_json((place / _RECORD_NAME).read_bytes(), _Record)
+        header = from_json((place / _HEADER_NAME).read_bytes(), RamsnapHeader)
         if (record.digest, record.boot_id) != (digest, boot_id()):
             raise CorruptRamsnap("verified as another image, or before the host was started")
         self._check_files(place, header)

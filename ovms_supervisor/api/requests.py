@@ -6,11 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-import msgspec
 from aiohttp import web
 
+from spec.decoding import NotDecodable, from_json
 from spec.errors import InvalidRequest
-from spec.oci import split_path
 
 MAX_BODY_BYTES = 64 << 10
 MAX_WAIT_S = 3600.0
@@ -32,12 +31,9 @@ async def read_body(request: web.Request, kind: type[T], *, max_bytes: int = MAX
         if len(body) > max_bytes:
             raise _too_large(max_bytes, len(body))
     try:
-        return msgspec.json.decode(bytes(body), type=kind)
-    except msgspec.ValidationError as error:
-        text, path = split_path(str(error))
-        raise InvalidRequest(f"{text} at {path}", path=path) from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise InvalidRequest(f"the body is not JSON: {error}", path="$") from None
+        return from_json(body, kind)
+    except NotDecodable as error:
+        raise InvalidRequest(f"{'' if error.is_json else 'the body is not JSON: '}{error}", path=error.path) from None
 
 
 def _too_large(max_bytes: int, size_bytes: int) -> web.HTTPRequestEntityTooLarge:

@@ -34,6 +34,7 @@ from spec.api import (
     StopRequest,
     Version,
 )
+from spec.decoding import from_json
 from spec.instance import InstanceInfo, InstanceState
 
 ANSWER_S = 30.0
@@ -208,7 +209,7 @@ def _logs_path(instance_id: str) -> str:
 
 def _log_item(line: bytes) -> LogLine | LogGap | LogEnd:
     """Which of the three a JSON line is shows in its fields."""
-    fields = msgspec.json.decode(line, type=dict[str, msgspec.Raw])
+    fields = from_json(line, dict[str, msgspec.Raw])
     if "lost" in fields:
         return decode_line(line, LogGap)
     if "end" in fields:

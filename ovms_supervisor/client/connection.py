@@ -13,6 +13,7 @@ import aiohttp
 import msgspec
 
 from spec.api import Problem
+from spec.decoding import NotDecodable, from_json
 from spec.errors import DaemonUnreachable, InternalError, OvmsError, PermissionMissing, class_for_code
 
 T = TypeVar("T")
@@ -133,8 +134,8 @@ def error_of(status: int, content_type: str, content: bytes) -> OvmsError:
     """The error that a problem document tells of: of its own class, with its remedy and fields."""
     if content_type == _PROBLEM:
         try:
-            problem = msgspec.json.decode(content, type=Problem)
-        except msgspec.DecodeError:
+            problem = from_json(content, Problem)
+        except NotDecodable:
             pass
         else:
             return class_for_code(problem.code)(problem.detail, remedy=problem.remedy, **_keywords(problem.fields))
@@ -148,8 +149,8 @@ def _keywords(fields: dict[str, Any]) -> dict[str, Any]:
 
 def _decode(content: bytes, kind: type[T]) -> T:
     try:
-        return msgspec.json.decode(content, type=kind)
-    except msgspec.DecodeError as error:
+        return from_json(content, kind)
+    except NotDecodable as error:
         raise InternalError(f"the daemon's answer is not what this client understands: {error}") from error
 
 

@@ -9,8 +9,8 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType, field
 
 from ovms_supervisor.config.settings import LogFormat, LogLevel, MlockPolicy, OnExit
+from spec.decoding import NotDecodable, from_builtins
 from spec.errors import InvalidConfig
-from spec.oci import split_path
 
 Size = int | str
 ENV_PREFIX = "OVMS_"
@@ -103,10 +103,10 @@ def decode(document: Mapping[str, Any], where: str, *, from_text: bool) -> Docum
     Raises InvalidConfig with ``where`` (a file, a variable) and the key in the detail and the fields.
     """
     try:
-        return msgspec.convert(document, Document, strict=not from_text)
-    except msgspec.ValidationError as error:
-        message, path = split_path(str(error))
-        key = path.removeprefix("$").removeprefix(".")
+        return from_builtins(document, Document, strict=not from_text)
+    except NotDecodable as error:
+        message = error.message
+        key = error.path.removeprefix("$").removeprefix(".")
         if "unknown field `" in message:
             unknown = message.partition("`")[2].rstrip("`")
             key = f"{key}.{unknown}" if key else unknown

@@ -14,6 +14,7 @@ from cache.artifact import Artifact
 from cache.disk_layers import DiskChain, materialise_disks
 from cache.store import Store
 from ovms_supervisor.layout import overlay_name
+from spec.decoding import NotDecodable, from_json
 from spec.errors import CorruptStore, ImmutableOverride, InUse
 from vmm.driver import Disk
 from vmm.overlays import create_overlay
@@ -75,8 +76,8 @@ def persistent(store: Store, artifact: Artifact, directory: Path, *, must_be_new
 def read_record(directory: Path) -> DiskRecord:
     """The record of a persistent disk. Raises CorruptStore."""
     try:
-        return msgspec.json.decode((directory / _RECORD).read_bytes(), type=DiskRecord, dec_hook=_path)
-    except (msgspec.DecodeError, OSError) as error:
+        return from_json((directory / _RECORD).read_bytes(), DiskRecord, dec_hook=_path)
+    except (NotDecodable, OSError) as error:
         raise CorruptStore(f"{directory / _RECORD} cannot be read: {error}") from error
 
 

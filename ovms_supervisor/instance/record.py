@@ -12,6 +12,7 @@ from typing import Any, Literal
 import msgspec
 
 from spec.api import StartRequest
+from spec.decoding import NotDecodable, from_json
 from spec.errors import CorruptStore
 from spec.instance import Degradation, DeviceInfo, ExitInfo, InstanceState, ManifestInfo, RuntimeInfo, StartMetrics
 from vmm.driver import Machine
@@ -80,11 +81,11 @@ def encode(record: Record) -> bytes:
 def decode(data: bytes) -> Record:
     """Read a journal. Raises CorruptStore for what is none, or one of a newer daemon."""
     try:
-        version = msgspec.json.decode(data, type=_Version).version
+        version = from_json(data, _Version).version
         if version != VERSION:
             raise CorruptStore(f"the journal has version {version}, this daemon knows {VERSION}")
-        return msgspec.json.decode(data, type=Record, dec_hook=_rich)
-    except msgspec.DecodeError as error:
+        return from_json(data, Record, dec_hook=_rich)
+    except NotDecodable as error:
         raise CorruptStore(f"the journal cannot be read: {error}") from error
 
 

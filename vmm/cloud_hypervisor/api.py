@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from spec.decoding import NotDecodable, from_json
 from spec.errors import VmmGarbage, VmmRefused
 from vmm import unix_socket
 
@@ -36,8 +37,8 @@ class Api:
         """``GET /api/v1/{command}``, which answers with a JSON object. Raises VmmRefused, VmmGarbage."""
         reply = await self._call("GET", command, b"")
         try:
-            return msgspec.json.decode(reply, type=dict[str, Any])
-        except msgspec.MsgspecError as error:
+            return from_json(reply, dict[str, Any])
+        except NotDecodable as error:
             raise VmmGarbage(f"the reply to {command} is not a JSON object: {error}", command=command) from error
 
     async def _call(self, method: str, command: str, body: bytes) -> bytes:
@@ -100,8 +101,8 @@ def parse_head(head: bytes) -> tuple[int, int]:
 def error_message(body: bytes) -> str:
     """One sentence of an error reply: a JSON array of messages, outer to inner; older releases sent plain text."""
     try:
-        text = ": ".join(msgspec.json.decode(body, type=list[str]))
-    except msgspec.MsgspecError:
+        text = ": ".join(from_json(body, list[str]))
+    except NotDecodable:
         text = body.decode(errors="replace")
     return text.strip()[:_MAX_MESSAGE_CHARACTERS] or "no reason given"
 

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from spec.compatibility import MemoryRegion
+from spec.decoding import NotDecodable, from_json
 from spec.errors import CorruptRamsnap, IncompatibleSnapshot, VmmGarbage, VmmRefused
 from vmm.cloud_hypervisor.config import hardware, vm_config
 from vmm.driver import Machine
@@ -46,9 +47,9 @@ def tidy(machine: Machine, state_dir: Path) -> list[MemoryRegion]:
             raise VmmRefused("vm.snapshot copied guest RAM, although it is in a shared file that is to be the image")
     state_file = state_dir / STATE_FILE
     try:
-        state = msgspec.json.decode(state_file.read_bytes(), type=dict[str, Any])
+        state = from_json(state_file.read_bytes(), dict[str, Any])
         holder = state["snapshots"]["memory-manager"]["snapshot_data"]
-        memory = msgspec.json.decode(holder["state"], type=dict[str, Any])  # a document within the document
+        memory = from_json(holder["state"], dict[str, Any])  # a document within the document
         regions = [
             MemoryRegion(
                 name=f"ram{number}",
@@ -62,7 +63,7 @@ def tidy(machine: Machine, state_dir: Path) -> list[MemoryRegion]:
             memory["memory_ranges"]["data"] = []
             holder["state"] = msgspec.json.encode(memory).decode()
             state_file.write_bytes(msgspec.json.encode(state))
-    except (OSError, msgspec.MsgspecError, KeyError, TypeError) as error:
+    except (OSError, NotDecodable, KeyError, TypeError) as error:
         raise VmmGarbage(f"vm.snapshot wrote a {STATE_FILE} that can't be read: {error!r}") from error
     return regions
 
@@ -83,8 +84,8 @@ def check_hardware(machine: Machine, recorded: Path) -> None:
     """Compare the hardware that a snapshot recorded with the machine's. Raises IncompatibleSnapshot, CorruptRamsnap."""
     try:
         with recorded.open("rb") as file:
-            then = msgspec.json.decode(file.read(_MAX_CONFIG_BYTES), type=dict[str, Any])
-    except (OSError, msgspec.MsgspecError) as error:
+            then = from_json(file.read(_MAX_CONFIG_BYTES), dict[str, Any])
+    except (OSError, NotDecodable) as error:
         raise CorruptRamsnap(f"the snapshot's {recorded.name} can't be read: {error}") from error
     now = hardware(machine)
     for part in sorted(now.keys() | then.keys()):

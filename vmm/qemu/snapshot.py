@@ -11,6 +11,7 @@ import msgspec
 from anyio.to_thread import run_sync
 
 from spec.compatibility import Compatibility
+from spec.decoding import NotDecodable, from_json
 from spec.errors import CorruptRamsnap, FileMissing, IncompatibleSnapshot
 from vmm.changed_pages import ChangedPages
 from vmm.driver import Machine
@@ -36,11 +37,11 @@ def open_state(machine: Machine, state_dir: Path) -> int:
     """
     try:
         with (state_dir / BOARD_FILE).open("rb") as file:
-            then = msgspec.json.decode(file.read(_MAX_BOARD_BYTES), type=dict[str, Any])
+            then = from_json(file.read(_MAX_BOARD_BYTES), dict[str, Any])
         fd = os.open(state_dir / STATE_FILE, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         raise FileMissing(f"the device state in {state_dir} can't be read: {error}", path=str(state_dir)) from error
-    except msgspec.MsgspecError as error:
+    except NotDecodable as error:
         raise CorruptRamsnap(f"the snapshot's {BOARD_FILE} can't be read: {error}") from error
     now = msgspec.to_builtins(hardware(machine))
     for part in sorted(now.keys() | then.keys()):
