@@ -23,6 +23,7 @@ from ovms_supervisor.config import Settings
 from ovms_supervisor.config.directories import secure_directory
 from ovms_supervisor.directory_lock import locked
 from ovms_supervisor.layout import Layout
+from ovms_supervisor.log_file import LogFile
 from ovms_supervisor.log_setup import logging_to
 from ovms_supervisor.loop_lag import LoopLag
 from ovms_supervisor.metrics import Metrics
@@ -36,10 +37,13 @@ _HANDLERS_S = 5.0  # what handlers get to send their last replies in, after chan
 _log = structlog.get_logger(__name__)
 
 
-def run_daemon(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT. Raises OvmsError if it cannot begin (DaemonRunning, InvalidConfig, …)."""
+def run_daemon(settings: Settings, log_file: LogFile | None = None) -> None:
+    """Serve until SIGTERM or SIGINT. Raises OvmsError if it cannot begin (DaemonRunning, InvalidConfig, …).
+
+    ``log_file`` is what stdout and stderr are, if the daemon is to keep that within bounds.
+    """
     _raise_descriptor_limit()
-    with logging_to(settings.log_format, settings.log_level):
+    with logging_to(settings.log_format, settings.log_level, file=log_file):
         # Not uvloop, though it serves many readers faster: qemu.qmp passes descriptors over asyncio's sockets only.
         asyncio.run(_serve_until_told(settings))
 

@@ -17,6 +17,7 @@ import structlog
 from structlog.typing import EventDict, Processor
 
 from ovms_supervisor.config.settings import LogFormat, LogLevel
+from ovms_supervisor.log_file import LogFile
 
 _WAITING_LINES = 10_000  # then lines are lost rather than the daemon held up
 
@@ -34,13 +35,31 @@ class _Handover(QueueHandler):
             return
 
 
+class _Writer(logging.StreamHandler[TextIO]):
+    """Belongs to the thread; the file behind its stream is kept within its limit."""
+
+    def __init__(self, stream: TextIO, file: LogFile | None) -> None:
+        super().__init__(stream)
+        self._file = file
+
+    def emit(self, record: logging.LogRecord) -> None:
+        super().emit(record)
+        if self._file is not None:
+            self._file.rotate_if_full()
+
+
 @contextmanager
-def logging_to(log_format: LogFormat, level: LogLevel, stream: TextIO | None = None) -> Iterator[None]:
-    """structlog and the standard library's logging for this process; at the end all that waits is written."""
+def logging_to(
+    log_format: LogFormat, level: LogLevel, stream: TextIO | None = None, *, file: LogFile | None = None
+) -> Iterator[None]:
+    """structlog and the standard library's logging for this process; at the end all that waits is written.
+
+    ``file`` is what stderr is, if that is to be kept within bounds.
+    """
     stream = stream or sys.stderr
     waiting: queue.Queue[logging.LogRecord] = queue.Queue(_WAITING_LINES)
     before = _first()
-    writer = logging.StreamHandler(stream)
+    writer = _Writer(stream, file)
     writer.setFormatter(
         structlog.stdlib.ProcessorFormatter(foreign_pre_chain=before, processors=_last(log_format, stream))
     )

@@ -17,7 +17,7 @@ from ovms_supervisor.api.problem import problem_response
 REQUEST_ID = web.RequestKey("request_id", str)
 
 _GIVEN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_QUIET = frozenset({"/healthz", "/readyz", "/metrics"})
+_READS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 _log = structlog.get_logger(__name__)
 
@@ -40,7 +40,8 @@ async def observed(request: web.Request, handler: Handler) -> web.StreamResponse
         finally:
             seconds = time.perf_counter() - began
             request.app[CONTEXT].metrics.observe_request(request.method, route, status, seconds)
-            tell = _log.debug if request.path in _QUIET else _log.info
+            # Those who poll would fill the log, in which an operator looks for what was changed and what went wrong.
+            tell = _log.debug if request.method in _READS and status < 500 else _log.info
             tell("request", method=request.method, path=request.path, status=status, ms=round(seconds * 1000, 2))
 
 

@@ -68,13 +68,14 @@ def start(settings: Settings, arguments: list[str]) -> int | None:
     if it ends, or says nothing for too long.
     """
     from ovms_supervisor.config.directories import secure_directory
+    from ovms_supervisor.log_file import open_log
 
     secure_directory(settings.run_dir, 0o711 if settings.socket_group else 0o700)
     with _one_at_a_time(settings.run_dir), _notifications() as (notified, address):
         if answers(settings.socket):
             return None
         log = log_file(settings)
-        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        descriptor = open_log(log)
         try:
             begin = os.fstat(descriptor).st_size
             child = subprocess.Popen(
@@ -138,7 +139,8 @@ def _wait_until_ready(child: subprocess.Popen[bytes], notified: sockets.socket) 
 def _said(log: Path, begin: int) -> str:
     """The last lines of the log since ``begin``, as a part of a sentence."""
     with log.open("rb") as file:
-        file.seek(max(begin, log.stat().st_size - _LOG_TAIL_BYTES))
+        size_bytes = file.seek(0, os.SEEK_END)
+        file.seek(max(begin if begin <= size_bytes else 0, size_bytes - _LOG_TAIL_BYTES))  # it may have been rotated
         lines = [line.strip().removeprefix("ovm: ") for line in file.read().decode(errors="replace").splitlines()]
     lines = [line for line in lines if line and not line.startswith("remedy:")]
     return "; ".join(lines[-3:]) or "it said nothing"

@@ -3,11 +3,18 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import structlog
 from structlog.contextvars import bound_contextvars
 
+from ovms_supervisor.log_file import open_log
 from ovms_supervisor.log_setup import logging_to
+
+ROOT = Path(__file__).parents[2]
 
 
 def lines(stream: io.StringIO) -> list[dict[str, object]]:
@@ -44,3 +51,42 @@ def test_console_lines_are_for_people() -> None:
         structlog.get_logger().info("ready", socket="/run/x")
     assert "ready" in stream.getvalue()
     assert "socket=/run/x" in stream.getvalue()
+
+
+FLOOD = """
+import os, sys
+from pathlib import Path
+import structlog
+from ovms_supervisor.log_file import LogFile
+from ovms_supervisor.log_setup import logging_to
+with logging_to("json", "info", file=LogFile(Path(sys.argv[1]), limit_bytes=20_000)):
+    for number in range(1000):
+        structlog.get_logger("flood").info("line", number=number)
+os.write(1, b"at the very end\\n")
+"""
+
+
+def test_the_log_of_a_daemon_in_the_background_is_bounded(tmp_path: Path) -> None:
+    log = tmp_path / "daemon.log"
+    log.write_text("of an earlier daemon\n" * 2000)
+    descriptor = open_log(log)
+    try:
+        subprocess.run(
+            [sys.executable, "-c", FLOOD, str(log)],
+            cwd=ROOT,
+            stdout=descriptor,
+            stderr=descriptor,
+            check=True,
+            timeout=60,
+        )
+    finally:
+        os.close(descriptor)
+    before = tmp_path / "daemon.log.1"
+    assert {path.name for path in tmp_path.iterdir()} == {log.name, before.name}
+    assert log.stat().st_mode & 0o777 == 0o600
+    *last, end = log.read_text().splitlines()
+    assert end == "at the very end", "what is written past the logging goes the same way"
+    numbers = [json.loads(line)["number"] for line in [*before.read_text().splitlines(), *last]]
+    assert numbers == list(range(numbers[0], 1000)), "no line is lost at a change of files"
+    for path in (log, before):
+        assert path.stat().st_size < 20_000 + 1000

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import aiohttp
 import pytest
+import structlog
 from prometheus_client.parser import text_string_to_metric_families
 
 from ovms_supervisor.client import Client
@@ -57,6 +58,22 @@ async def test_metrics(client: Client, supervisor: FakeSupervisor) -> None:
     assert values["ovms_http_requests_total", "/start", "201", "POST"] == 1
     assert values["ovms_http_requests_total", "/logs/{instance_id}", "200", "GET"] == 1
     assert all(name.startswith(("ovms_", "process_")) for name in families)
+
+
+async def test_the_log_tells_changes_and_failures_from_reads(
+    http: aiohttp.ClientSession, client: Client, supervisor: FakeSupervisor
+) -> None:
+    with structlog.testing.capture_logs() as logged:
+        instance_id = (await client.start("demo:1")).instance_id
+        await client.status(instance_id)
+        supervisor.not_ready = ["no runtime is usable"]
+        await client.readiness()
+    told = [(each["log_level"], each["method"], each["path"]) for each in logged if each["event"] == "request"]
+    assert told == [
+        ("info", "POST", "/start"),
+        ("debug", "GET", f"/status/{instance_id}"),
+        ("info", "GET", "/readyz"),
+    ]
 
 
 async def test_labels_stay_bounded_whatever_is_asked(http: aiohttp.ClientSession, client: Client) -> None:

@@ -49,8 +49,9 @@ def serve_command(invocation: Invocation, on_exit: str | None, detach: bool, end
         if behind:
             os.chdir("/")  # or the caller's directory could not be unmounted as long as the daemon lives
         from ovms_supervisor.daemon import run_daemon
+        from ovms_supervisor.log_file import LogFile
 
-        run_daemon(settings)
+        run_daemon(settings, LogFile(background.log_file(settings)) if behind else None)
 
 
 def _detach(invocation: Invocation) -> None:
