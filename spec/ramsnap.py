@@ -31,7 +31,10 @@ BITMAP_BYTES: Final = PAGES_PER_FRAME // 8
 FLAG_STATE: Final = 1
 """The frame belongs to a state file, not to RAM."""
 FLAG_INHERITED: Final = 2
-"""Reserved: the frame is the parent snapshot's. Refused until layered snapshots exist."""
+"""Pages that are not in the frame are the parent snapshot's, not zero."""
+
+MAX_LAYERS: Final = 16
+"""Of one snapshot, the one without a parent included: a start has to read them all."""
 
 FRAME_OVERHEAD_BYTES: Final = 27
 """Of an LZ4 frame of one block, stored uncompressed: 15 of header, 4 of block size, 4 of end mark, 4 of checksum."""
@@ -72,7 +75,7 @@ class StateFile(msgspec.Struct, frozen=True, kw_only=True):
 class RamsnapHeader(msgspec.Struct, frozen=True, kw_only=True):
     """What a snapshot is, as JSON in the header frame; unknown members are ignored.
 
-    ``memory_bytes`` is the size of the RAM image. ``parent`` is reserved for snapshots that hold only what changed.
+    ``memory_bytes`` is the size of the RAM image. ``parent`` is the digest of the blob that this one, a layer, adds to.
     """
 
     version: int
@@ -87,7 +90,7 @@ class RamsnapHeader(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class FrameRecord:
-    """One line of the frame table. A RAM frame without a non-zero page has nothing in the blob: ``stored_bytes`` 0."""
+    """One line of the frame table. A RAM frame without a page has nothing in the blob: ``stored_bytes`` is 0."""
 
     offset: int
     stored_bytes: int
@@ -103,6 +106,11 @@ class FrameRecord:
         """Whether it belongs to a state file."""
         return bool(self.flags & FLAG_STATE)
 
+    @property
+    def inherits(self) -> bool:
+        """Whether the pages that it does not have are the parent's."""
+        return bool(self.flags & FLAG_INHERITED)
+
 
 @dataclass(frozen=True, slots=True)
 class RamsnapIndex:
@@ -114,7 +122,7 @@ class RamsnapIndex:
 
     @property
     def payload_bytes(self) -> int:
-        """What the decoded image takes: non-zero pages and state files."""
+        """What this blob's frames hold: pages, and state files. Without a parent it is what the image takes."""
         return sum(frame.payload_bytes for frame in self.frames)
 
 
@@ -152,8 +160,8 @@ def encode_record(record: FrameRecord) -> bytes:
 def parse_index(payload: bytes, *, header_frame_bytes: int, limits: RamsnapLimits = DEFAULT_LIMITS) -> RamsnapIndex:
     """Read the payload of the header frame, which takes ``header_frame_bytes`` of the blob.
 
-    Raises CorruptRamsnap for anything inconsistent or beyond the limits, Unsupported for another format version, other
-    frame or page sizes, and layered snapshots.
+    Raises CorruptRamsnap for anything inconsistent or beyond the limits, Unsupported for another format version and
+    other frame or page sizes.
     """
     if len(payload) > limits.max_header_bytes or len(payload) < PREAMBLE_BYTES:
         raise CorruptRamsnap(f"the header has {len(payload)} bytes, {limits.max_header_bytes} are allowed")
@@ -182,8 +190,8 @@ def parse_index(payload: bytes, *, header_frame_bytes: int, limits: RamsnapLimit
 def _check_header(header: RamsnapHeader, limits: RamsnapLimits) -> None:
     if header.version != FORMAT_VERSION:
         raise Unsupported(f"the ramsnap has format version {header.version}, {FORMAT_VERSION} is known")
-    if header.parent is not None:
-        raise Unsupported("the ramsnap holds only what changed since another one; layered snapshots are not supported")
+    if header.parent is not None and not is_digest(header.parent):
+        raise CorruptRamsnap(f"the parent {header.parent[:100]!r} is no digest")
     if (header.frame_bytes, header.page_bytes) != (FRAME_BYTES, PAGE_BYTES):
         raise Unsupported(f"the ramsnap has frames of {header.frame_bytes} and pages of {header.page_bytes} bytes")
     memory = header.memory_bytes
@@ -210,10 +218,10 @@ def _check_frames(header: RamsnapHeader, frames: Sequence[FrameRecord], start: i
         raise CorruptRamsnap(f"the frame table has {len(frames)} records, {len(covers) + ram_frames} are needed")
     covers.extend((0, size) for size in _pieces(header.memory_bytes))
     for number, (frame, (flags, covered)) in enumerate(zip(frames, covers, strict=True)):
-        if frame.flags & FLAG_INHERITED:
-            raise Unsupported(f"frame {number} is another snapshot's; layered snapshots are not supported")
-        if frame.flags != flags or frame.offset != start:
-            _corrupt(number, f"is not what belongs there (flags {frame.flags}, offset {frame.offset}, not {start})")
+        if frame.flags not in ((flags, FLAG_INHERITED) if header.parent and not flags else (flags,)):
+            _corrupt(number, f"has the flags {frame.flags}, which it can't have there")
+        if frame.offset != start:
+            _corrupt(number, f"is not where it belongs (at {frame.offset}, not {start})")
         bits = int.from_bytes(frame.pages, "little")
         if bits >> (0 if flags else covered // PAGE_BYTES):
             _corrupt(number, "has pages beyond its end")

@@ -24,7 +24,7 @@ from cache.ramsnap.lz4_frame import (
 )
 from cache.ramsnap.window import Window, default_threads
 from spec.digest import Digest, digest_from_hash
-from spec.errors import BlobNotFound, CorruptRamsnap, DigestMismatch, SizeMismatch
+from spec.errors import BlobNotFound, CorruptRamsnap, DigestMismatch, SizeMismatch, Unsupported
 from spec.ramsnap import DEFAULT_LIMITS, FrameRecord, RamsnapHeader, RamsnapIndex, RamsnapLimits, parse_index
 
 
@@ -168,6 +168,8 @@ class RamsnapDecoder:
             self._index = _parse_header(part, self._limits)
             if self._blob_bytes is not None:
                 _check_length(self._blob_bytes, self._index)
+            if self._index.header.parent is not None:
+                raise Unsupported("the ramsnap holds only what changed since another one")
             self._files = ImageFiles(self._destination, self._index.header)
         frames = self._index.frames
         while self._next_frame < len(frames) and not frames[self._next_frame].stored_bytes:

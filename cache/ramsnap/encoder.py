@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from spec.digest import Digest, digest_from_hash, digest_of
 from spec.errors import InvalidInput, InvalidSize
 from spec.ramsnap import (
     BITMAP_BYTES,
+    FLAG_INHERITED,
     FLAG_STATE,
     FORMAT_VERSION,
     FRAME_BYTES,
@@ -43,8 +44,17 @@ _UNLIMITED: Final = RamsnapLimits(max_memory_bytes=1 << 60, max_header_bytes=1 <
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Changes:
+    """What of a RAM image is to be stored: the rest is the image of another blob, ``parent``."""
+
+    parent: Digest
+    extents: Sequence[tuple[int, int]]
+    """Offset and length in bytes of whole pages, in any order; pages that became zero are among them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EncodedRamsnap:
-    """A blob that was made. ``ram_bytes`` is the size of the RAM image, ``stored_bytes`` what of it is not zero."""
+    """A blob that was made. ``ram_bytes`` is the size of the RAM image, ``stored_bytes`` what of it is in the blob."""
 
     digest: Digest
     size_bytes: int
@@ -52,6 +62,7 @@ class EncodedRamsnap:
     """Of the header frame, which vouches for every other frame by its digest."""
     ram_bytes: int
     stored_bytes: int
+    parent: Digest | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +71,7 @@ class _Encoded:
     payload_bytes: int
     digest: bytes
     pages: bytes
+    flags: int = 0
 
 
 def encode(
@@ -69,16 +81,18 @@ def encode(
     out: Path,
     *,
     created: str,
+    changes: Changes | None = None,
     threads: int | None = None,
     niceness: int = 0,
     stop: threading.Event | None = None,
 ) -> EncodedRamsnap:
     """Write the blob of a RAM image and the files in ``state_dir`` to ``out``, synced; nobody may write to them now.
 
+    With ``changes`` the blob is a layer on another one, and only these pages of ``ram`` are looked at.
     ``niceness`` is added to the priority of the compressing threads. Memory: about 20 MiB for each. When it raises,
     ``out`` is gone: InvalidSize (RAM is not a whole number of pages), InvalidInput (device state that is not plain
-    files), CorruptRamsnap (their names or sizes are outside the format), NoSpace, FileMissing, HostLimit;
-    concurrent.futures.CancelledError soon after ``stop`` is set.
+    files, changes that are not pages of the image), CorruptRamsnap (names or sizes of the state files are outside the
+    format), NoSpace, FileMissing, HostLimit; concurrent.futures.CancelledError soon after ``stop`` is set.
     """
     ram_fd = open_regular(ram)
     try:
@@ -86,7 +100,7 @@ def encode(
             out_fd = os.open(out, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
         try:
             with host_errors(out):
-                encoder = _Encoder(ram_fd, state_dir, compatibility, out_fd, created)
+                encoder = _Encoder(ram_fd, state_dir, compatibility, out_fd, created, changes)
                 encoder.write_frames(threads or default_threads(), niceness, stop or threading.Event())
                 return encoder.write_header()
         except BaseException:
@@ -99,7 +113,15 @@ def encode(
 
 
 class _Encoder:
-    def __init__(self, ram_fd: int, state_dir: Path, compatibility: Compatibility, out_fd: int, created: str) -> None:
+    def __init__(
+        self,
+        ram_fd: int,
+        state_dir: Path,
+        compatibility: Compatibility,
+        out_fd: int,
+        created: str,
+        changes: Changes | None,
+    ) -> None:
         self._ram_fd, self._out_fd = ram_fd, out_fd
         memory_bytes = os.fstat(ram_fd).st_size
         if not memory_bytes or memory_bytes % PAGE_BYTES:
@@ -115,7 +137,9 @@ class _Encoder:
             frame_bytes=FRAME_BYTES,
             page_bytes=PAGE_BYTES,
             state=[_describe(path) for path in self._state_paths],
+            parent=changes.parent if changes else None,
         )
+        self._changed = _changed_pages(changes, memory_bytes) if changes else None
         records = sum(frame_count(file.size) for file in self._header.state) + frame_count(memory_bytes)
         self._preamble = encode_preamble(self._header, records)
         self._header_frame_bytes = header_frame_bytes(len(self._preamble) + records * RECORD_BYTES)
@@ -129,18 +153,20 @@ class _Encoder:
             for path in self._state_paths:
                 with path.open("rb", buffering=0) as stream:
                     while piece := stream.read(FRAME_BYTES):
-                        self._append(_compress(piece, _NO_PAGES), FLAG_STATE)
+                        self._append(_compress(piece, _NO_PAGES, FLAG_STATE))
             for number, has_data in enumerate(self._ram_frames()):
                 if stop.is_set():
                     raise CancelledError
                 if window.full:
-                    self._append(window.take(), 0)
-                if has_data:
+                    self._append(window.take())
+                if self._changed is not None:
+                    window.submit(self._encode_changed_pages, number, self._changed.get(number, 0))
+                elif has_data:
                     window.submit(self._encode_ram_frame, number)
                 else:
                     window.submit(_nothing)
             while len(window):
-                self._append(window.take(), 0)
+                self._append(window.take())
 
     def write_header(self) -> EncodedRamsnap:
         """The header frame into the place left for it, then the digest of the whole."""
@@ -159,17 +185,16 @@ class _Encoder:
             header_digest=digest_of(frame),
             ram_bytes=self._header.memory_bytes,
             stored_bytes=self._stored_pages_bytes,
+            parent=Digest(self._header.parent) if self._header.parent else None,
         )
 
-    def _append(self, encoded: _Encoded, flags: int) -> None:
-        self._table.append(
-            encode_record(
-                FrameRecord(self._end, len(encoded.stored), encoded.payload_bytes, flags, encoded.digest, encoded.pages)
-            )
-        )
+    def _append(self, encoded: _Encoded) -> None:
+        length, size = len(encoded.stored), encoded.payload_bytes
+        record = FrameRecord(self._end, length, size, encoded.flags, encoded.digest, encoded.pages)
+        self._table.append(encode_record(record))
         write_all(self._out_fd, encoded.stored, self._end)
         self._end += len(encoded.stored)
-        if not flags:
+        if not record.is_state:
             self._stored_pages_bytes += encoded.payload_bytes
 
     def _ram_frames(self) -> Iterator[bool]:
@@ -192,6 +217,19 @@ class _Encoder:
         payload, pages = without_zero_pages(content)
         return _compress(payload, pages) if payload else _nothing()
 
+    def _encode_changed_pages(self, number: int, changed: int) -> _Encoded:
+        """In a thread of the pool."""
+        if not changed:
+            return _nothing(FLAG_INHERITED)
+        start, pages = number * FRAME_BYTES, changed.to_bytes(BITMAP_BYTES, "little")
+        runs = [
+            os.pread(self._ram_fd, count * PAGE_BYTES, start + page * PAGE_BYTES) for page, count in page_runs(pages)
+        ]
+        payload = runs[0] if len(runs) == 1 else b"".join(runs)
+        if len(payload) != changed.bit_count() * PAGE_BYTES:
+            raise InvalidSize("the RAM file became shorter while it was read")
+        return _compress(payload, pages, FLAG_INHERITED)
+
 
 def without_zero_pages(content: bytes) -> tuple[bytes, bytes]:
     """The non-zero pages of up to 4 MiB of RAM, joined, and their bitmap."""
@@ -207,13 +245,29 @@ def without_zero_pages(content: bytes) -> tuple[bytes, bytes]:
     return b"".join(runs), pages
 
 
-def _compress(payload: bytes, pages: bytes) -> _Encoded:
+def _changed_pages(changes: Changes, memory_bytes: int) -> dict[int, int]:
+    """For each 4 MiB in which something changed, the bits of the pages that did."""
+    changed: dict[int, int] = {}
+    for offset, length in changes.extents:
+        end = offset + length
+        if offset % PAGE_BYTES or length % PAGE_BYTES or not 0 <= offset < end <= memory_bytes:
+            raise InvalidInput(f"{length} bytes at {offset} are no pages of an image of {memory_bytes}")
+        while offset < end:
+            number, at = divmod(offset, FRAME_BYTES)
+            taken = min(end - offset, FRAME_BYTES - at)
+            bits = ((1 << taken // PAGE_BYTES) - 1) << at // PAGE_BYTES
+            changed[number] = changed.get(number, 0) | bits
+            offset += taken
+    return changed
+
+
+def _compress(payload: bytes, pages: bytes, flags: int = 0) -> _Encoded:
     stored = compress_frame(payload)
-    return _Encoded(stored, len(payload), hashlib.sha256(stored).digest(), pages)
+    return _Encoded(stored, len(payload), hashlib.sha256(stored).digest(), pages, flags)
 
 
-def _nothing() -> _Encoded:
-    return _Encoded(b"", 0, bytes(32), _NO_PAGES)
+def _nothing(flags: int = 0) -> _Encoded:
+    return _Encoded(b"", 0, bytes(32), _NO_PAGES, flags)
 
 
 def _describe(path: Path) -> StateFile:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from spec.compatibility import Compatibility, MemoryRegion
 from spec.digest import digest_of
-from spec.errors import CorruptRamsnap, OvmsError, Unsupported
+from spec.errors import CorruptRamsnap, OvmsError
 from spec.ramsnap import (
     FLAG_INHERITED,
     FLAG_STATE,
@@ -118,11 +118,36 @@ def test_records_that_are_not_what_belongs_there(kind: str) -> None:
         parse(header(), wrong)
 
 
-def test_an_inherited_frame_is_unsupported() -> None:
-    wrong = records()
-    wrong[1] = replace(wrong[1], flags=FLAG_INHERITED)
-    with pytest.raises(Unsupported, match="layered"):
-        parse(header(), wrong)
+def layer() -> list[FrameRecord]:
+    """A state file, 4 MiB of which two pages changed, three pages that are the parent's."""
+    state, changed, rest = records()
+    return [
+        state,
+        replace(changed, flags=FLAG_INHERITED),
+        replace(rest, flags=FLAG_INHERITED, stored_bytes=0, payload_bytes=0, digest=bytes(32), pages=bitmap()),
+    ]
+
+
+def test_a_layer_has_a_parent() -> None:
+    index = parse(header(parent=digest_of(b"parent")), layer())
+    assert [frame.inherits for frame in index.frames] == [False, True, True]
+    assert index.payload_bytes == 10 + 2 * PAGE_BYTES
+    parse(header(parent=digest_of(b"parent")), records())  # whole frames are fine in a layer
+    with pytest.raises(CorruptRamsnap, match="frame 1 has the flags 2"):
+        parse(header(), layer())
+
+
+def test_state_is_not_inherited() -> None:
+    wrong = layer()
+    wrong[0] = replace(wrong[0], flags=FLAG_STATE | FLAG_INHERITED)
+    with pytest.raises(CorruptRamsnap, match="frame 0 has the flags 3"):
+        parse(header(parent=digest_of(b"parent")), wrong)
+
+
+@pytest.mark.parametrize("parent", ["", "parent", "sha256:" + "g" * 64, digest_of(b"") + "\n"])
+def test_a_parent_is_a_digest(parent: str) -> None:
+    with pytest.raises(CorruptRamsnap, match="parent"):
+        parse(header(parent=parent), layer())
 
 
 @pytest.mark.parametrize("count", [0, 2, 4])

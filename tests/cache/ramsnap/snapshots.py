@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from cache.ramsnap import EncodedRamsnap, encode, read_index
+from cache.ramsnap import Changes, EncodedRamsnap, encode, read_index
 from cache.ramsnap.lz4_frame import encode_header_frame, header_frame_bytes
 from spec.compatibility import Compatibility, MemoryRegion
 from spec.digest import Digest, digest_of
@@ -54,20 +54,23 @@ class Snapshot:
             (directory / "state" / name).write_bytes(content)
         return cls(ram=directory / "ram", state=directory / "state")
 
-    def encode(self, out: Path, *, threads: int | None = None, niceness: int = 0) -> EncodedRamsnap:
+    def encode(
+        self, out: Path, *, threads: int | None = None, niceness: int = 0, changes: Changes | None = None
+    ) -> EncodedRamsnap:
         return encode(
             self.ram,
             self.state,
             compatibility(self.ram.stat().st_size),
             out,
             created=CREATED,
+            changes=changes,
             threads=threads,
             niceness=niceness,
         )
 
 
 def page_of(number: int) -> bytes:
-    """A page that is easy to compress and differs from others (spec/ramsnap.md §6)."""
+    """A page that is easy to compress and differs from others (spec/ramsnap.md §7)."""
     return hashlib.sha256(f"page {number}".encode()).digest() * 128
 
 

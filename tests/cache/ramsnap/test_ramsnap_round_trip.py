@@ -10,12 +10,13 @@ import tempfile
 import threading
 from concurrent.futures import CancelledError
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cache.ramsnap import EncodedRamsnap, RamsnapDecoder, decode, encode, read_header, read_index
+from cache.ramsnap import Changes, EncodedRamsnap, RamsnapDecoder, decode, encode, read_header, read_index
 from cache.ramsnap.encoder import without_zero_pages
 from spec.digest import digest_of
 from spec.errors import FileMissing, InvalidInput, InvalidSize
@@ -114,26 +115,37 @@ def test_pieces_of_any_size_are_decoded(sizes: list[int]) -> None:
         assert same_content(Path(name) / "pieces", Path(name) / "whole")
 
 
-@pytest.mark.parametrize(
-    "vector", json.loads((VECTORS / "vectors.json").read_text()), ids=lambda vector: vector["name"]
-)
-def test_vectors_are_made_and_read(vector: dict[str, object], tmp_path: Path) -> None:
-    pages, memory_bytes, state = vector["pages"], vector["memory_bytes"], vector["state"]
-    assert isinstance(pages, list)
-    assert isinstance(memory_bytes, int)
-    assert isinstance(state, dict)
+_vectors = json.loads((VECTORS / "vectors.json").read_text())
+
+
+@pytest.mark.parametrize("vector", _vectors, ids=lambda vector: vector["name"])
+def test_vectors_are_made_and_read(vector: dict[str, Any], tmp_path: Path) -> None:
+    texts: dict[str, str | None] = vector.get("changed") or {str(page): f"page {page}" for page in vector["pages"]}
     snapshot = Snapshot.write(
         tmp_path / "snapshot",
-        {number: page_of(number) for number in pages},
-        memory_bytes,
-        {name: text.encode() for name, text in state.items()},
+        {int(page): hashlib.sha256(text.encode()).digest() * 128 for page, text in texts.items() if text is not None},
+        vector["memory_bytes"],
+        {name: text.encode() for name, text in vector["state"].items()},
     )
+    changes = None
+    if "parent" in vector:
+        parent = next(each["digest"] for each in _vectors if each["name"] == vector["parent"])
+        changes = Changes(parent=parent, extents=[(int(page) * PAGE_BYTES, PAGE_BYTES) for page in texts])
     stored = VECTORS / f"{vector['name']}.ramsnap"
-    header = decode(stored, digest_of(stored.read_bytes()), tmp_path / "decoded")
-    assert same_content(tmp_path / "snapshot", tmp_path / "decoded")
-    encoded = encode(snapshot.ram, snapshot.state, header.compatibility, tmp_path / "blob", created=header.created)
+    header = read_header(stored)
+    encoded = encode(
+        snapshot.ram,
+        snapshot.state,
+        header.compatibility,
+        tmp_path / "blob",
+        created=header.created,
+        changes=changes,
+    )
     assert (encoded.digest, encoded.header_digest) == (vector["digest"], vector["header_digest"])
     assert (tmp_path / "blob").read_bytes() == stored.read_bytes()
+    if changes is None:
+        assert decode(stored, digest_of(stored.read_bytes()), tmp_path / "decoded") == header
+        assert same_content(tmp_path / "snapshot", tmp_path / "decoded")
 
 
 @pytest.mark.real
@@ -152,6 +164,24 @@ def test_the_lz4_command_decodes_all_of_it(snapshot: Snapshot, encoded: EncodedR
     assert shown[-len(state + pages) :] == state + pages
     assert len(shown) == len(head) - 27 + len(state + pages)
     assert subprocess.run(["lz4", "-t", "-q", blob], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "extent", [(1, PAGE_BYTES), (0, 1), (0, 0), (-PAGE_BYTES, PAGE_BYTES), (0, 1 << 40), (1 << 40, PAGE_BYTES)]
+)
+def test_changes_are_pages_of_the_image(extent: tuple[int, int], snapshot: Snapshot, blob: Path) -> None:
+    with pytest.raises(InvalidInput, match="no pages"):
+        snapshot.encode(blob, changes=Changes(parent=digest_of(b"parent"), extents=[extent]))
+    assert not blob.exists()
+
+
+def test_a_layer_holds_what_changed_and_nothing_else(snapshot: Snapshot, tmp_path: Path) -> None:
+    extents = [(5 * PAGE_BYTES, PAGE_BYTES), (PAGES_PER_FRAME * PAGE_BYTES - PAGE_BYTES, 2 * PAGE_BYTES)]
+    encoded = snapshot.encode(tmp_path / "layer", changes=Changes(parent=digest_of(b"parent"), extents=extents))
+    assert (encoded.parent, encoded.stored_bytes) == (digest_of(b"parent"), 3 * PAGE_BYTES)
+    ram = [record for record in read_index(tmp_path / "layer").frames if not record.is_state]
+    assert [list(page_runs(record.pages)) for record in ram] == [[(5, 1), (PAGES_PER_FRAME - 1, 1)], [(0, 1)], []]
+    assert all(record.inherits for record in ram)
 
 
 @pytest.mark.parametrize("size_bytes", [0, 1, PAGE_BYTES + 1])
