@@ -9,7 +9,7 @@ code in ``ovms_supervisor.cli.exit_codes``, and nowhere else.
 
     OvmsError
     ├── InvalidInput            what the caller wrote cannot be meant
-    │   ├── InvalidReference, InvalidDigest, InvalidSize, InvalidManifest, InvalidRequest, InvalidConfig
+    │   ├── InvalidReference, InvalidDigest, InvalidSize, InvalidManifest, InvalidRequest, InvalidConfig, InvalidKey
     │   └── OutOfRange          an offset or length outside a device
     ├── Unsupported             well-formed, but outside v0.1 or this host
     │   ├── UnsupportedManifest, IncompatibleSnapshot, ImmutableOverride
@@ -17,8 +17,9 @@ code in ``ovms_supervisor.cli.exit_codes``, and nowhere else.
     ├── Conflict                the thing exists, but not in a state that allows this
     │   ├── NameInUse, WrongState, Busy, InUse, DaemonRunning
     ├── Corrupt                 bytes that are not what they claim to be
-    │   ├── DigestMismatch, SizeMismatch, CorruptRamsnap, CorruptStore, UnsafeArchive, UnsafeDisk
-    ├── Denied                  PermissionMissing
+    │   ├── DigestMismatch, SizeMismatch, CorruptRamsnap, CorruptStore, UnsafeArchive, UnsafeDisk,
+    │   │   InvalidSignature
+    ├── Denied                  PermissionMissing, PolicyRejected, InvalidPolicy, NotVerified
     ├── HostLimit               the host lacks something
     │   ├── NoSpace, MlockLimit, NoUsableRuntime, MissingTool, CapacityExceeded
     ├── VmmFailure              the VMM process misbehaved
@@ -105,6 +106,16 @@ class InvalidConfig(InvalidInput):
     code = "config.invalid"
     title = "Invalid configuration"
     default_remedy = "Run 'ovm config' to see every key, its value and where the value comes from."
+
+
+class InvalidKey(InvalidInput):
+    """A key file that is none, is under another password, or is of a kind that is not supported."""
+
+    code = "key.invalid"
+    title = "Invalid key"
+    default_remedy = (
+        "Keys are ECDSA on P-256 in PEM, as 'ovm generate-key-pair' and 'cosign generate-key-pair' make them."
+    )
 
 
 class OutOfRange(InvalidInput):
@@ -303,6 +314,13 @@ class UnsafeDisk(Corrupt):
     default_remedy = "A diff layer must be a qcow2 whose backing file is the layer below, without external data file."
 
 
+class InvalidSignature(Corrupt):
+    """A signature that is none, or not of what it is attached to."""
+
+    code = "signature.invalid"
+    title = "Invalid signature"
+
+
 # --- not allowed -------------------------------------------------------------------------------------------------
 
 
@@ -318,6 +336,30 @@ class PermissionMissing(Denied):
 
     code = "permission.missing"
     title = "Permission denied"
+
+
+class PolicyRejected(Denied):
+    """The operator's policy does not admit it; the fields have ``scope``, ``rule`` and what each signature lacked."""
+
+    code = "policy.rejected"
+    title = "Rejected by the policy"
+    default_remedy = "Run 'ovm policy check REF' to see which rule decided and why."
+
+
+class InvalidPolicy(Denied):
+    """The policy file, or a key that it names, can't be used: nothing is admitted until it can."""
+
+    code = "policy.invalid"
+    title = "Unusable policy"
+    default_remedy = "Mend the policy file (spec/policy.md), and see with 'ovm policy check REF' whether it is read."
+
+
+class NotVerified(Denied):
+    """No signature of an artifact verifies with the key that was given; ``fields['rejected']`` tells of each."""
+
+    code = "signature.not_verified"
+    title = "Not verified"
+    default_remedy = "Sign it with 'ovm sign --key KEY REF', or give the key that it was signed with."
 
 
 # --- the host ------------------------------------------------------------------------------------------------------

@@ -38,6 +38,9 @@ SECTIONS: Final[dict[str, dict[str, Entry]]] = {
         "import": Entry("layout", "Read an artifact from a directory or tar."),
         "export": Entry("layout", "Write an artifact to a directory or tar."),
     },
+    "Trust": {
+        "generate-key-pair": Entry("keys", "Make a key to sign artifacts with."),
+    },
     "Host": {
         "serve": Entry("serve", "Run the daemon."),
         "doctor": Entry("doctor", "Check what this host can do, and how to mend it."),

@@ -52,7 +52,7 @@ class LazyGroup(click.Group):
             return None
         ctx.ensure_object(Invocation).command = cmd_name
         module = importlib.import_module(f"ovms_supervisor.cli.commands.{entry.module}")
-        command: click.Command = getattr(module, f"{cmd_name}_command")
+        command: click.Command = getattr(module, f"{cmd_name.replace('-', '_')}_command")
         return command
 
     def resolve_command(
