@@ -6,12 +6,13 @@ Nothing is visible under its name before it is complete and durable.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
 from cache.blob_writer import BlobWriter
+from cache.claims import Claims
 from cache.durable import sync_directory
 from cache.host_errors import host_errors, open_regular
 from cache.lock import exclusive
@@ -35,7 +36,9 @@ class BlobStore:
         self._blobs_dir = root / "blobs" / "sha256"
         self._pins_dir = root / "ovms.blobs" / "pins"
         self._lock = root / "ovms.blobs" / "lock"
+        self._claims_dir = root / "ovms.blobs" / "claims"
         self._pins = Pins(self._pins_dir)
+        self._claims = Claims(self._claims_dir, self.temp)
         self._verified = VerifiedBlobs()
 
     def close(self) -> None:
@@ -139,3 +142,17 @@ class BlobStore:
             yield
         finally:
             self.unpin(digest)
+
+    def claim(self, owner: str, witness: Path, digests: Iterable[Digest], *, durable: bool = False) -> None:
+        """Keep blobs, or artifacts with all their blobs and extracted disks, for as long as a file or directory exists.
+
+        In the place of what the owner has claimed before. Unlike a pin it outlives the process, and also the host's
+        next power cut if it is ``durable``. Raises NoSpace, PermissionMissing.
+        """
+        with self._locked():
+            self._claims.make(owner, witness, digests, durable=durable)
+
+    def disclaim(self, owner: str) -> None:
+        """Give up what an owner has claimed, if anything."""
+        with self._locked():
+            self._claims.drop(owner)

@@ -6,6 +6,7 @@
     ovms.blobs/disks/<chain id>/{image,record.json}   disk layers, extracted (cache.disk_layers)
     ovms.blobs/provenance/sha256-<hex>.json           signatures of imported artifacts (cache.file_layout)
     ovms.blobs/{lock,tmp/,pins/}                      one writer at a time; unfinished files; what is in use
+    ovms.blobs/claims/<owner>.json                    what outlives its process and is in use (cache.claims)
 
 Nothing is visible under its name before it is complete and durable. What is in ``ovms.blobs`` can be removed when
 nobody uses it: everything but the provenance is made again when needed.
@@ -53,6 +54,7 @@ class Store(BlobStore):
                 self._blobs_dir,
                 self.temp.directory,
                 self._pins_dir,
+                self._claims_dir,
                 self.disks_dir,
                 self.provenance_dir,
             ):
@@ -168,7 +170,7 @@ class Store(BlobStore):
                 self.blob_path(digest).unlink(missing_ok=True)
 
     def remove_unreferenced(self, keep: Iterable[Digest] = ()) -> list[Removed]:
-        """Remove blobs and extracted disks that no listed, kept or pinned artifact needs; returns what went.
+        """Remove blobs and extracted disks that no listed, kept, pinned or claimed artifact needs; returns what went.
 
         Writers of this project are safe, in whatever process; a foreign tool that copies into the layout is not.
         Raises CorruptStore, having removed nothing, if a listed manifest can't be read: its blobs are unknown then.
@@ -184,7 +186,7 @@ class Store(BlobStore):
         return StoreParts(self._blobs_dir, self.disks_dir, self.provenance_dir, self.temp)
 
     def _roots(self) -> set[Digest]:
-        return {each.digest for each in self._index.listed()} | self._pins.everywhere()
+        return {each.digest for each in self._index.listed()} | self._pins.everywhere() | self._claims.everywhere()
 
 
 def _not_found(what: object) -> ArtifactNotFound:

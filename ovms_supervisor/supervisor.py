@@ -7,7 +7,6 @@ machine is finished or rolled back all the same.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from functools import partial
@@ -28,7 +27,7 @@ from ovms_supervisor.events import EventHub
 from ovms_supervisor.instance import Instance, Life, StopOrder
 from ovms_supervisor.instance.adoption import Found, find_all
 from ovms_supervisor.instance.capacity import Capacity
-from ovms_supervisor.instance.creation import create
+from ovms_supervisor.instance.creation import create, forget
 from ovms_supervisor.instance.host import Host
 from ovms_supervisor.instance.owned import owned
 from ovms_supervisor.instance.pausing import pause, resume
@@ -224,7 +223,7 @@ class Supervisor:
         if instance not in self._roster:
             raise InstanceNotFound(f"instance {instance.id} was removed meanwhile")
         with anyio.CancelScope(shield=True):
-            await run_sync(partial(shutil.rmtree, instance.paths.directory, ignore_errors=True))
+            await run_sync(forget, self._host, instance.paths)
         if instance in self._roster:
             self._roster.remove(instance)
             self.events.publish("instance.removed", instance_id=instance.id, name=instance.name)

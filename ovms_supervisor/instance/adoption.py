@@ -18,7 +18,7 @@ import structlog
 from anyio.to_thread import run_sync
 
 from ovms_supervisor.instance import endings, holdings, journal
-from ovms_supervisor.instance.creation import hold_artifact
+from ovms_supervisor.instance.claims import claim
 from ovms_supervisor.instance.half_done import finish_half_done, settle_files
 from ovms_supervisor.instance.host import Host
 from ovms_supervisor.instance.instance import Instance
@@ -117,6 +117,12 @@ async def _take_over(host: Host, record: Record, boot: str) -> Found:
         await instance.console.open()
     except OSError as error:
         instance.degrade("logs.not_indexed", f"the console cannot be opened: {error}")
+    try:
+        await run_sync(
+            claim, host.store, instance.paths, {parse_digest(record.manifest.digest), parse_digest(record.lineage)}
+        )
+    except OvmsError as error:
+        instance.degrade("artifact.not_held", f"its artifact may be removed from the store: {error}")
     if is_final(record.state):
         await instance.console.close(record.state.value)
         return Found(instance, None)
@@ -135,11 +141,6 @@ async def _take_over(host: Host, record: Record, boot: str) -> Found:
 async def _promise(instance: Instance, undo: AsyncExitStack) -> None:
     """The same promises that the start of the instance made."""
     host, record = instance.host, instance.record
-    for digest in {record.manifest.digest, record.lineage}:
-        try:
-            await hold_artifact(host.store, parse_digest(digest), undo)
-        except OvmsError as error:
-            instance.degrade("artifact.missing", str(error))
     owned_bytes = sum(device.size_bytes for device in record.devices)
     if record.vm is not None and record.vm.machine.ram.path.parent == instance.paths.memory:
         owned_bytes += record.memory_bytes

@@ -5,13 +5,12 @@ from __future__ import annotations
 import shutil
 import uuid
 from contextlib import AsyncExitStack
-from functools import partial
 
 from anyio.to_thread import run_sync
 
-from cache.store import Store
 from ovms_supervisor.clock import Stopwatch, utc_now
 from ovms_supervisor.instance.admission import admit
+from ovms_supervisor.instance.claims import claim, disclaim
 from ovms_supervisor.instance.holdings import hold_reservation
 from ovms_supervisor.instance.host import Host
 from ovms_supervisor.instance.instance import Instance
@@ -20,6 +19,7 @@ from ovms_supervisor.instance.plan import Plan
 from ovms_supervisor.instance.process_identity import boot_id
 from ovms_supervisor.instance.record import Record
 from ovms_supervisor.instance.resolution import resolve
+from ovms_supervisor.layout import InstancePaths
 from spec.api import StartRequest
 from spec.digest import Digest, parse_digest
 from spec.instance import DeviceInfo, ManifestInfo
@@ -31,26 +31,31 @@ async def create(host: Host, request: StartRequest, watch: Stopwatch) -> tuple[I
     What it raises is the caller's; then no instance has ever existed.
     """
     async with undone_on_failure() as held:
-        with watch.phase("resolve"):
-            resolved = await resolve(host.store, request)
-            await hold_artifact(host.store, resolved.artifact.digest, held)
         instance_id = str(uuid.uuid4())
         paths = host.layout.of_instance(instance_id)
-        with watch.phase("admit"):
-            plan = await admit(host, resolved, watch)
-            hold_reservation(host, held, await host.capacity.reserve(_own_bytes(plan), paths.memory))
-        instance = Instance(host, _record(instance_id, plan, await run_sync(boot_id)))
         async with undone_on_failure() as undo:
-            undo.push_async_callback(run_sync, partial(shutil.rmtree, paths.directory, ignore_errors=True))
-            await run_sync(partial(paths.directory.mkdir, mode=0o700, parents=True))
+            with watch.phase("resolve"):
+                resolved = await resolve(host.store, request)
+                undo.push_async_callback(run_sync, forget, host, paths)
+                await run_sync(_begin, host, paths, resolved.artifact.digest)
+            with watch.phase("admit"):
+                plan = await admit(host, resolved, watch)
+                hold_reservation(host, held, await host.capacity.reserve(_own_bytes(plan), paths.memory))
+            instance = Instance(host, _record(instance_id, plan, await run_sync(boot_id)))
             await instance.journal.write(instance.record)
         return instance, plan, held
 
 
-async def hold_artifact(store: Store, digest: Digest, undo: AsyncExitStack) -> None:
-    """Keep the blobs and disks of an artifact, whatever becomes of its names."""
-    await run_sync(store.pin, digest)
-    undo.push_async_callback(run_sync, store.unpin, digest)
+def forget(host: Host, paths: InstancePaths) -> None:
+    """Remove an instance's directory, and with it its claim to its artifacts (blocks)."""
+    shutil.rmtree(paths.directory, ignore_errors=True)
+    disclaim(host.store, paths)
+
+
+def _begin(host: Host, paths: InstancePaths, digest: Digest) -> None:
+    """Keep the artifact before anything is looked for in it, whatever becomes of its names."""
+    paths.directory.mkdir(mode=0o700, parents=True)
+    claim(host.store, paths, [digest])
 
 
 def _own_bytes(plan: Plan) -> int:

@@ -51,6 +51,7 @@ def persistent(store: Store, artifact: Artifact, directory: Path, *, must_be_new
     record_path = directory / _RECORD
     layers = [blob.digest for blob in artifact.disk_layers]
     if not record_path.exists():
+        _claim(store, artifact, directory)
         record = DiskRecord(layers=layers, backing=chain.path, overlays=[overlay_name(0)])
         (directory / overlay_name(0)).unlink(missing_ok=True)  # of a start that was interrupted before the record
         disk = _new_overlay(directory / overlay_name(0), chain)
@@ -70,7 +71,13 @@ def persistent(store: Store, artifact: Artifact, directory: Path, *, must_be_new
             disk_layers=record.layers,
             artifact_layers=layers,
         )
+    _claim(store, artifact, directory)
     return Disk(path=directory / record.overlays[-1], format="qcow2")
+
+
+def _claim(store: Store, artifact: Artifact, directory: Path) -> None:
+    """Keep the layers, without which a persistent disk is nothing, for as long as its directory exists."""
+    store.claim(f"disk-{directory.name}", directory, [artifact.digest], durable=True)
 
 
 def read_record(directory: Path) -> DiskRecord:

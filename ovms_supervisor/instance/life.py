@@ -102,13 +102,6 @@ class Life:
         assert self._tasks is not None  # noqa: S101 - the supervisor lists an instance when its task has begun
         return await self._operations.perform(self._tasks, what, work, allowed)
 
-    def promise(self, give_back: Callable[[], Awaitable[None]]) -> bool:
-        """Give something back at the end that the machine has got meanwhile; False if the end has been."""
-        if self._given_back:
-            return False
-        self.undo.push_async_callback(give_back)
-        return True
-
     def take_image(self, image: ResidentImage) -> bool:
         """Hold a resident image from now on, whose reference the caller has; False if the end has been."""
         if self._given_back:

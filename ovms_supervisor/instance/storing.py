@@ -23,6 +23,7 @@ from cache.ramsnap import EncodedRamsnap, encode, read_header
 from cache.snapshot_artifact import store_snapshot
 from ovms_supervisor.clock import Stopwatch, utc_now
 from ovms_supervisor.instance.capture import Captured
+from ovms_supervisor.instance.claims import claim
 from ovms_supervisor.instance.instance import Instance
 from ovms_supervisor.instance.life import Life
 from spec.digest import Digest, parse_digest
@@ -65,10 +66,8 @@ async def store(life: Life, captured: Captured, directory: Path, reference: Refe
 
 async def _build_on(life: Life, captured: Captured, digest: Digest) -> None:
     """The new artifact is the base of the next snapshot, whatever becomes of its name."""
-    store, record = life.instance.host.store, life.instance.record
-    await run_sync(store.pin, digest)
-    if not life.promise(partial(run_sync, store.unpin, digest)):
-        await run_sync(store.unpin, digest)
+    instance, record = life.instance, life.instance.record
+    await run_sync(claim, instance.host.store, instance.paths, {parse_digest(record.manifest.digest), digest})
     record.lineage = digest
     record.pending_layers = [layer for layer in record.pending_layers if layer not in captured.layers]
 

@@ -134,6 +134,8 @@ class Site:
         left += [str(path) for path in _entries(images / ".staging")]
         left += [str(path) for path in _entries(root / "storing")]
         left += [str(path) for path in _entries(root / "ovms.blobs" / "tmp")]
+        claims = {path.stem.removeprefix("instance-"): path for path in _entries(root / "ovms.blobs" / "claims")}
+        left += [str(path) for owner, path in claims.items() if owner not in listed and not owner.startswith("disk-")]
         return left
 
 
