@@ -33,6 +33,7 @@ class BlobStore:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.temp = TempArea(root / "ovms.blobs" / "tmp")
+        self.partial_dir = root / "ovms.blobs" / "partial"
         self._blobs_dir = root / "blobs" / "sha256"
         self._pins_dir = root / "ovms.blobs" / "pins"
         self._lock = root / "ovms.blobs" / "lock"

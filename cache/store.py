@@ -5,6 +5,7 @@
     oci-layout  index.json  blobs/sha256/<hex>        the layout, as every OCI tool knows it
     ovms.blobs/disks/<chain id>/{image,record.json}   disk layers, extracted (cache.disk_layers)
     ovms.blobs/provenance/sha256-<hex>.json           signatures of imported artifacts (cache.file_layout)
+    ovms.blobs/partial/<hex>                          blobs on their way from a registry (cache.partial_blob)
     ovms.blobs/{lock,tmp/,pins/}                      one writer at a time; unfinished files; what is in use
     ovms.blobs/claims/<owner>.json                    what outlives its process and is in use (cache.claims)
 
@@ -55,6 +56,7 @@ class Store(BlobStore):
                 self.temp.directory,
                 self._pins_dir,
                 self._claims_dir,
+                self.partial_dir,
                 self.disks_dir,
                 self.provenance_dir,
             ):

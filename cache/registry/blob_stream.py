@@ -39,12 +39,10 @@ class BlobStream:
 
 
 def stream_of(response: ClientResponse, blob: Descriptor, start: int) -> BlobStream:
-    """The stream of a reply 200, 206 or 416 to a request from ``start`` on.
+    """The stream of a reply 200 or 206 to a request from ``start`` on.
 
     A 200 begins at 0, whatever was asked for. Raises SizeMismatch, RegistryGarbage.
     """
-    if response.status == 416:
-        raise _wrong_size(blob, f"no byte {start}")
     first = 0
     if response.status == 206:
         first = start

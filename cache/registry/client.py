@@ -113,14 +113,19 @@ class Repository:
         Raises BlobNotFound, SizeMismatch.
         """
         what = f"blob {blob.digest}"
-        async with self._get("blobs", blob.digest, {"Range": f"bytes={start}-"} if start else {}) as response:
-            if response.status == 404:
-                raise BlobNotFound(f"{self._base.authority} has no {what}", remedy=_LOOK_THERE, digest=blob.digest)
-            if response.status not in (200, 206, 416):
-                raise await refusal(response, what)
-            if response.status == 206 and not start:
-                raise RegistryGarbage(f"{self._base.authority} sent a part of {what}", host=self._base.authority)
-            yield stream_of(response, blob, start)
+        for first in (start, 0):
+            headers = {"Range": f"bytes={first}-"} if first else {}
+            async with self._get("blobs", blob.digest, headers) as response:
+                if response.status == 416 and first:
+                    continue  # it may have nothing there, or just not know how
+                if response.status == 404:
+                    raise BlobNotFound(f"{self._base.authority} has no {what}", remedy=_LOOK_THERE, digest=blob.digest)
+                if response.status not in (200, 206):
+                    raise await refusal(response, what)
+                if response.status == 206 and not first:
+                    raise RegistryGarbage(f"{self._base.authority} sent a part of {what}", host=self._base.authority)
+                yield stream_of(response, blob, first)
+                return
 
     @asynccontextmanager
     async def _get(

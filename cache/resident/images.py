@@ -19,8 +19,8 @@ from cache.resident.entry import Entry
 from cache.resident.load import Load
 from cache.resident.loader import Loader
 from cache.resident.shelf import Shelf
-from cache.resident.threads import finish_in_thread
 from cache.statfs import is_tmpfs
+from cache.threads import finish_in_thread
 from spec.digest import Digest
 from spec.errors import Conflict, InternalError, InvalidInput, MlockLimit, Unsupported
 from spec.instance import Degradation

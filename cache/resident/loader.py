@@ -16,7 +16,7 @@ from cache.resident.entry import Entry
 from cache.resident.load import Load
 from cache.resident.room import Promise, Room
 from cache.resident.shelf import Shelf
-from cache.resident.threads import finish_in_thread
+from cache.threads import finish_in_thread
 from spec.digest import Digest
 from spec.ramsnap import RamsnapLimits
 

@@ -17,7 +17,7 @@ from anyio import CapacityLimiter
 from cache.resident.directory import ImageDirectory, Published
 from cache.resident.entry import Entry
 from cache.resident.load import Load
-from cache.resident.threads import finish_in_thread
+from cache.threads import finish_in_thread
 from spec.digest import Digest
 from spec.errors import BlobNotFound, Conflict, InUse
 

@@ -1,7 +1,8 @@
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
@@ -41,3 +42,10 @@ def session(transport: Transport, auth_file: Path) -> Session:
 
 def log_in(auth_file: Path, registry: SmallRegistry, **entry: str) -> None:
     auth_file.write_text(json.dumps({"auths": {registry.host: entry}}))
+
+
+async def until(condition: Callable[[], object], limit_s: float = 30) -> None:
+    """Wait for something that nobody tells us of."""
+    async with asyncio.timeout(limit_s):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.005)

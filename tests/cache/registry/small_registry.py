@@ -28,6 +28,12 @@ class SmallRegistry:
     ranges: bool = True
     cut_after: int | None = None
     """Blobs break off after that many bytes of a reply."""
+    cuts: deque[int] = field(default_factory=deque)
+    """The next replies break off so, one each."""
+    refuses_ranges: bool = False
+    """With 416, whatever is asked for."""
+    chunked: bool = False
+    """Blobs come without Content-Length."""
     chunk_wait_s: float = 0.0
     blobs: dict[str, bytes] = field(default_factory=dict)
     manifests: dict[str, bytes] = field(default_factory=dict)
@@ -101,6 +107,8 @@ class SmallRegistry:
 
     async def _blob(self, request: web.Request, data: bytes) -> web.StreamResponse:
         start, status, headers = 0, 200, {"Accept-Ranges": "bytes"}
+        if self.refuses_ranges and "Range" in request.headers:
+            return web.Response(status=416)
         if self.ranges and "Range" in request.headers:
             start = int(request.headers["Range"].removeprefix("bytes=").rstrip("-"))
             if start >= len(data):
@@ -108,11 +116,15 @@ class SmallRegistry:
             status, headers = 206, {"Content-Range": f"bytes {start}-{len(data) - 1}/{len(data)}"}
         response = web.StreamResponse(status=status, headers=headers | self.headers)
         body = data[start:]
-        response.content_length = len(body)
+        if self.chunked:
+            response.enable_chunked_encoding()
+        else:
+            response.content_length = len(body)
         await response.prepare(request)
         if request.method == "HEAD":
             return response
-        end = len(body) if self.cut_after is None else min(self.cut_after, len(body))
+        cut_after = self.cuts.popleft() if self.cuts else self.cut_after
+        end = len(body) if cut_after is None else min(cut_after, len(body))
         for offset in range(0, end, 65536):
             await response.write(body[offset : min(offset + 65536, end)])
             await asyncio.sleep(self.chunk_wait_s)

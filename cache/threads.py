@@ -23,11 +23,12 @@ async def finish_in_thread(job: Callable[[], T], limiter: CapacityLimiter, stop:
     except asyncio.CancelledError:
         if stop is not None:
             stop.set()
-        await _ended(running)
+        await ended(running)
         raise
 
 
-async def _ended(running: asyncio.Future[T]) -> None:
+async def ended(running: asyncio.Future[T]) -> None:
+    """Wait for the end of what must not be left alone, however often we are cancelled; its result is nobody's."""
     while not running.done():
         try:
             await asyncio.wait({running})
