@@ -19,6 +19,13 @@ OCI_EMPTY: Final = "application/vnd.oci.empty.v1+json"
 EMPTY_CONFIG: Final = b"{}"
 """The content of the empty descriptor (OCI image-spec v1.1, manifest.md §Guidance for an Empty Descriptor)."""
 
+OCI_CONFIG: Final = "application/vnd.oci.image.config.v1+json"
+SIMPLE_SIGNING: Final = "application/vnd.dev.cosign.simplesigning.v1+json"
+"""The layer of a signature in the manner of Cosign v2 (simple signing)."""
+SIGSTORE_BUNDLE: Final = "application/vnd.dev.sigstore.bundle.v0.3+json"
+"""The layer, and the ``artifactType``, of a signature or attestation in the manner of Cosign v3."""
+IN_TOTO: Final = "application/vnd.in-toto+json"
+
 ANNOTATION_DISK_FORMAT: Final = "ovms.format"
 """On a disk layer: qcow2 or raw (RFC §2)."""
 ANNOTATION_RAMSNAP_HEADER: Final = "ovms.ramsnap.header-digest"
