@@ -5,7 +5,7 @@ distribution-spec v1.1 §Pull. A tag is resolved once; everything after that goe
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
@@ -14,9 +14,11 @@ from aiohttp import ClientResponse
 from yarl import URL
 
 from cache.registry.blob_stream import BlobStream, stream_of
+from cache.registry.body import Body
 from cache.registry.origin import Scheme, registry_url
 from cache.registry.replies import read_bounded, refusal
-from cache.registry.session import Session
+from cache.registry.retry import RetryPolicy
+from cache.registry.session import PULL, Session
 from spec import media_types
 from spec.digest import Digest, digest_of
 from spec.errors import (
@@ -86,9 +88,9 @@ class Repository:
                 )
         return FetchedManifest(actual, media_type, data)
 
-    async def has_blob(self, digest: Digest) -> bool:
+    async def has_blob(self, digest: Digest, *, actions: str = PULL) -> bool:
         """Whether the registry says that it has the blob in this repository."""
-        async with self._get("blobs", digest, {}, method="HEAD") as response:
+        async with self.request("HEAD", self.url("blobs", digest), actions=actions) as response:
             if response.status in (200, 404):
                 return response.status == 200
             raise await refusal(response, f"blob {digest}")
@@ -128,12 +130,36 @@ class Repository:
                 return
 
     @asynccontextmanager
-    async def _get(
-        self, kind: str, name: str, headers: Mapping[str, str], method: str = "GET"
-    ) -> AsyncIterator[ClientResponse]:
-        url = self._base.joinpath("v2", *self.name.split("/"), kind, name)
-        async with self._session.open(method, url, self.name, headers=headers) as response:
+    async def _get(self, kind: str, name: str, headers: Mapping[str, str]) -> AsyncIterator[ClientResponse]:
+        async with self.request("GET", self.url(kind, name), headers=headers) as response:
             yield response
+
+    def url(self, *parts: str) -> URL:
+        """An endpoint of the repository."""
+        return self._base.joinpath("v2", *self.name.split("/"), *parts)
+
+    @asynccontextmanager
+    async def request(
+        self,
+        method: str,
+        url: URL,
+        *,
+        actions: str = PULL,
+        also: Iterable[str] = (),
+        headers: Mapping[str, str] | None = None,
+        data: bytes | Body | None = None,
+        once: bool = False,
+    ) -> AsyncIterator[ClientResponse]:
+        """The reply to any request about the repository, see ``Session.open``."""
+        async with self._session.open(
+            method, url, self.name, actions=actions, also=also, headers=headers, data=data, once=once
+        ) as response:
+            yield response
+
+    @property
+    def retry(self) -> RetryPolicy:
+        """For those who try again themselves."""
+        return self._session.retry
 
     @property
     def origin(self) -> URL:

@@ -1,4 +1,4 @@
-"""What a download tells about itself while it goes on."""
+"""What a transfer tells about itself while it goes on."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Literal
 
 from spec.oci import Descriptor
 
-State = Literal["waiting", "checking", "fetching", "there", "done"]
-"""Waiting for another process that downloads it; hashing what an earlier download left; fetching; it was in the store
-already; it has arrived."""
+State = Literal["waiting", "checking", "fetching", "sending", "there", "mounted", "done"]
+"""Waiting for another process that downloads it; hashing what an earlier download left; fetching; sending; it was at its
+destination already; the registry took it from another of its repositories; it has arrived."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +20,7 @@ class BlobProgress:
     blob: Descriptor
     state: State
     at_bytes: int
-    """How much of it is on disk, or on its way to it."""
+    """How much of it is on disk or at the registry, or on its way there; it goes back when a part of it was lost."""
 
 
 Report = Callable[[BlobProgress], None]

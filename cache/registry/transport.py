@@ -19,6 +19,7 @@ from aiohttp import ClientResponse
 from yarl import URL
 
 from cache.host_errors import host_errors
+from cache.registry.body import Body
 from cache.registry.origin import check_target, is_loopback
 from cache.registry.retry import RETRIED, RetryPolicy, retry_after_s
 from spec.errors import InvalidConfig, RegistryGarbage, RegistryUnreachable
@@ -37,7 +38,7 @@ class Transport:
     def __init__(self, *, ca_file: Path | None = None, retry: RetryPolicy | None = None) -> None:
         """``ca_file``: certificate authorities (PEM) besides those of the system."""
         self._ca_file = ca_file
-        self._retry = retry or RetryPolicy()
+        self.retry: Final = retry or RetryPolicy()
         self._proxies = getproxies()
         self._session: aiohttp.ClientSession | None = None
 
@@ -61,14 +62,21 @@ class Transport:
 
     @asynccontextmanager
     async def open(
-        self, method: str, url: URL, *, headers: Mapping[str, str], data: bytes | None = None
+        self,
+        method: str,
+        url: URL,
+        *,
+        headers: Mapping[str, str],
+        data: bytes | Body | None = None,
+        once: bool = False,
     ) -> AsyncIterator[ClientResponse]:
         """The reply to a request, tried again as the policy has it and led on to where redirects point.
 
+        ``once``: it is not tried again, for what must not be done twice before one has looked.
         Only GET and HEAD are redirected. Any status may come back, a retried one when it has outlasted the policy.
         Raises RegistryUnreachable, also in the block that reads the body, and RegistryGarbage.
         """
-        response = await self._persist(method, url, headers, data)
+        response = await self._persist(method, url, headers, data, once=once)
         try:
             yield response
         except (aiohttp.ClientError, TimeoutError) as error:
@@ -76,7 +84,9 @@ class Transport:
         finally:
             response.close()  # a body that was read to its end has given its connection back already
 
-    async def _persist(self, method: str, url: URL, headers: Mapping[str, str], data: bytes | None) -> ClientResponse:
+    async def _persist(
+        self, method: str, url: URL, headers: Mapping[str, str], data: bytes | Body | None, *, once: bool
+    ) -> ClientResponse:
         failed = 0
         while True:
             failed += 1
@@ -85,19 +95,21 @@ class Transport:
             except _FOR_GOOD as error:
                 raise _unreachable(url, error) from error
             except (aiohttp.ClientError, TimeoutError) as error:
-                wait = self._retry.wait_s(failed)
+                wait = None if once else self.retry.wait_s(failed)
                 if wait is None:
                     raise _unreachable(url, error) from error
             else:
-                if response.status not in RETRIED:
+                if once or response.status not in RETRIED:
                     return response
-                wait = self._retry.wait_s(failed, retry_after_s(response.headers.get("Retry-After")))
+                wait = self.retry.wait_s(failed, retry_after_s(response.headers.get("Retry-After")))
                 if wait is None:
                     return response
                 response.close()
             await asyncio.sleep(wait)
 
-    async def _follow(self, method: str, url: URL, headers: Mapping[str, str], data: bytes | None) -> ClientResponse:
+    async def _follow(
+        self, method: str, url: URL, headers: Mapping[str, str], data: bytes | Body | None
+    ) -> ClientResponse:
         sent = dict(headers)
         for _ in range(_MAX_REDIRECTS + 1):
             response = await self._send(method, url, sent, data)
@@ -112,9 +124,13 @@ class Transport:
             url = target
         raise RegistryGarbage(f"more than {_MAX_REDIRECTS} redirects", host=url.authority)
 
-    async def _send(self, method: str, url: URL, headers: Mapping[str, str], data: bytes | None) -> ClientResponse:
+    async def _send(
+        self, method: str, url: URL, headers: Mapping[str, str], data: bytes | Body | None
+    ) -> ClientResponse:
         if self._session is None:
             raise RuntimeError("the transport is used outside its context")
+        if data is not None and not isinstance(data, bytes):
+            headers = {**headers, "Content-Length": str(data.size_bytes)}  # else it would be sent chunked
         return await self._session.request(
             method, url, headers=headers, data=data, allow_redirects=False, proxy=self._proxy(url)
         )

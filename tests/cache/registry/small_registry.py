@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import cast
+from typing import TypeVar, cast
 
 from aiohttp import web
 from aiohttp.test_utils import TestServer
@@ -68,6 +68,10 @@ class SmallRegistry:
             return self._challenge(request)
         if self.faults:
             return self.faults.popleft()
+        return await self.answer(request)
+
+    async def answer(self, request: web.Request) -> web.StreamResponse:
+        """To a request that is allowed."""
         parts = request.path.split("/")
         kind, name = parts[-2], parts[-1]
         if kind == "manifests":
@@ -137,8 +141,11 @@ def basic(user: str, password: str) -> str:
     return base64.b64encode(f"{user}:{password}".encode()).decode()
 
 
+R = TypeVar("R", bound=SmallRegistry)
+
+
 @asynccontextmanager
-async def serving(registry: SmallRegistry) -> AsyncIterator[SmallRegistry]:
+async def serving(registry: R) -> AsyncIterator[R]:
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", registry.handle)
     async with TestServer(app, host="127.0.0.1") as server:

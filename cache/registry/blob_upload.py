@@ -1,0 +1,118 @@
+"""Bringing a blob to a repository with as few bytes as possible: not at all, mounted, or sent and resumed."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final, Literal
+
+from cache.registry.body import Source, check_source
+from cache.registry.client import Repository
+from cache.registry.progress import BlobProgress, Report, no_report
+from cache.registry.session import PUSH
+from cache.registry.upload import Interrupted, Sizes, Upload, begin
+from spec.errors import AuthenticationFailed, RegistryRefused, RegistryUnreachable
+from spec.oci import Descriptor
+
+Outcome = Literal["there", "mounted", "done"]
+
+
+async def push_blob(
+    repository: Repository,
+    blob: Descriptor,
+    source: Source,
+    *,
+    mount_from: str | None = None,
+    report: Report = no_report,
+    sizes: Sizes | None = None,
+) -> Outcome:
+    """See to it that the repository has the blob; ``mount_from``: another of that registry that is said to have it.
+
+    Sent in chunks if it is large; after a broken connection it goes on from where the registry says.
+    Raises RegistryError and its kinds, BlobNotFound, SizeMismatch, DigestMismatch.
+    """
+    outcome = await _Push(repository, blob, source, report, sizes or Sizes()).run(mount_from)
+    report(BlobProgress(blob, outcome, blob.size))
+    return outcome
+
+
+class _Push:
+    def __init__(self, repository: Repository, blob: Descriptor, source: Source, report: Report, sizes: Sizes) -> None:
+        self._repository: Final = repository
+        self._blob: Final = blob
+        self._source: Final = source
+        self._sizes: Final = sizes
+        self._report = report
+        self._failed = 0
+        self._best = 0
+        self._resumed = False
+
+    async def run(self, mount_from: str | None) -> Outcome:
+        if await self._is_there():
+            return "there"
+        await asyncio.to_thread(check_source, self._source, self._blob)
+        upload = await self._begin_or_mount(None if mount_from == self._repository.name else mount_from)
+        if upload is None:
+            return "mounted"
+        self._moved(0)
+        while not upload.finished:
+            try:
+                await upload.advance(self._source, self._moved)
+            except (Interrupted, RegistryUnreachable) as error:
+                await self._wait(error)
+                if upload.is_ending and await self._is_there():
+                    break
+                upload = await self._go_on(upload, error)
+            except RegistryRefused:
+                if not self._resumed:
+                    raise
+                # What arrived before the interruption may not be what we think; once, it is all sent again.
+                self._resumed, self._best = False, self._blob.size
+                upload = await self._begin()
+            self._note(upload)
+        return "done"
+
+    async def _begin_or_mount(self, mount_from: str | None) -> Upload | None:
+        if mount_from is not None:
+            try:
+                return await begin(self._repository, self._blob, mount_from=mount_from, sizes=self._sizes)
+            except (AuthenticationFailed, RegistryRefused):
+                pass  # we may not read there, or it knows no mounting: it can still be sent
+        return await self._begin()
+
+    async def _begin(self) -> Upload:
+        upload = await begin(self._repository, self._blob, sizes=self._sizes)
+        assert upload is not None  # noqa: S101 - no mounting was asked for
+        return upload
+
+    async def _go_on(self, upload: Upload, error: Interrupted | RegistryUnreachable) -> Upload:
+        """The same upload, as far as it got; or another, if the registry can't go on with it."""
+        if not upload.is_single and not (isinstance(error, Interrupted) and error.lost):
+            try:
+                await upload.ask()
+            except Interrupted:
+                pass
+            else:
+                self._resumed = True
+                self._moved(upload.offset)
+                return upload
+        self._moved(0)
+        return await self._begin()
+
+    async def _wait(self, error: Interrupted | RegistryUnreachable) -> None:
+        """Raises what it is that went wrong, once it has gone wrong too often."""
+        self._failed += 1
+        asked_s = error.asked_s if isinstance(error, Interrupted) else None
+        wait_s = self._repository.retry.wait_s(self._failed, asked_s)
+        if wait_s is None:
+            raise error.error if isinstance(error, Interrupted) else error
+        await asyncio.sleep(wait_s)
+
+    def _note(self, upload: Upload) -> None:
+        if upload.offset > self._best:  # as long as it gets on, it may be interrupted as often as it likes
+            self._best, self._failed = upload.offset, 0
+
+    async def _is_there(self) -> bool:
+        return await self._repository.has_blob(self._blob.content_digest, actions=PUSH)
+
+    def _moved(self, offset: int) -> None:
+        self._report(BlobProgress(self._blob, "sending", offset))
