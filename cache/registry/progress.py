@@ -9,8 +9,8 @@ from typing import Literal
 from spec.oci import Descriptor
 
 State = Literal["waiting", "checking", "fetching", "sending", "there", "mounted", "done"]
-"""Waiting for another process that downloads it; hashing what an earlier download left; fetching; sending; it was at its
-destination already; the registry took it from another of its repositories; it has arrived."""
+"""Waiting for another process that downloads it; hashing what an earlier download left; fetching; sending; it was there
+already; the registry took it from another of its repositories; it has arrived."""
 
 
 @dataclass(frozen=True, slots=True)
