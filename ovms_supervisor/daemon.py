@@ -30,6 +30,7 @@ from ovms_supervisor.metrics import Metrics
 from ovms_supervisor.sd_notify import sd_notify
 from ovms_supervisor.supervisor import Supervisor
 from ovms_supervisor.version import VERSION
+from ovms_supervisor.watchdog import Watchdog
 from vmm.registry import drivers
 
 _HANDLERS_S = 5.0  # what handlers get to send their last replies in, after changes under way have been drained
@@ -57,7 +58,7 @@ async def _serve_until_told(settings: Settings) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, tell, number)
-    async with serving(settings):
+    async with Watchdog(), serving(settings):
         sd_notify("READY=1", f"STATUS=listens on {settings.socket}")
         _log.info("ready", version=VERSION, socket=str(settings.socket), pid=os.getpid())
         number = await told

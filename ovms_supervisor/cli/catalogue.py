@@ -43,6 +43,7 @@ SECTIONS: Final[dict[str, dict[str, Entry]]] = {
     },
     "Host": {
         "serve": Entry("serve", "Run the daemon."),
+        "service": Entry("service", "Run the daemon under systemd."),
         "doctor": Entry("doctor", "Check what this host can do, and how to mend it."),
         "config": Entry("config", "Show each setting and where it comes from."),
         "version": Entry("version", "Show versions."),
