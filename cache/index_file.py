@@ -3,13 +3,17 @@
 An artifact has one descriptor per name. One without a name is listed by a descriptor without
 ``org.opencontainers.image.ref.name``, as skopeo and podman leave it when its name moves to another artifact.
 What others wrote into the file is kept, fields we do not know included.
+
+Signatures and the like are listed too, as in any layout. What they are about is told by an annotation of ours or by
+Cosign's tag, so that those of one artifact are found without opening all of them.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -18,11 +22,13 @@ from cache.host_errors import host_errors
 from cache.temp_area import TempArea
 from spec import media_types
 from spec.decoding import NotDecodable, from_builtins, from_json
-from spec.digest import Digest
+from spec.digest import Digest, is_digest
 from spec.errors import CorruptStore
 from spec.oci import Descriptor, ImageIndex
 
 _REF_NAME = media_types.ANNOTATION_REF_NAME
+_SUBJECT = media_types.ANNOTATION_SUBJECT
+_TAG_OF_REFERRER: Final = re.compile(r"(?:.*:)?sha256-([0-9a-f]{64})(?:\.[a-z]+)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +38,21 @@ class ListedArtifact:
     name: str | None
     digest: Digest
     descriptor: Descriptor
+
+    @property
+    def subject(self) -> Digest | None:
+        """What it is about, as far as the index tells; None for an artifact."""
+        tag = _TAG_OF_REFERRER.fullmatch(self.name or "")
+        subject = f"sha256:{tag[1]}" if tag else self.descriptor.annotations.get(_SUBJECT, "")
+        return Digest(subject) if is_digest(subject) else None
+
+    @property
+    def is_artifact(self) -> bool:
+        """Whether it is there for its own sake. An image of others counts too; a listing shows that it is none of ours.
+
+        An OVMS artifact that was made from another one is an artifact.
+        """
+        return self.subject is None and self.descriptor.artifact_type in (None, media_types.MANIFEST)
 
 
 class IndexFile:
@@ -114,8 +135,11 @@ def _name(entry: dict[str, Any]) -> str | None:
 
 def _entry(descriptor: Descriptor, name: str | None) -> dict[str, Any]:
     entry: dict[str, Any] = msgspec.to_builtins(descriptor)
+    annotations = {_REF_NAME: name} if name is not None else {}
+    if (subject := descriptor.annotations.get(_SUBJECT)) is not None:
+        annotations[_SUBJECT] = subject
     entry.pop("annotations", None)
-    return {**entry, "annotations": {_REF_NAME: name}} if name is not None else entry
+    return {**entry, "annotations": annotations} if annotations else entry
 
 
 def _without_name(entries: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:

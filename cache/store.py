@@ -94,6 +94,30 @@ class Store(BlobStore):
                 self._index.put(manifest_descriptor(oci_bytes), name)
         return digest
 
+    def put_referrer(
+        self, data: bytes, descriptor: Descriptor, name: str | None, *, replaces: Digest | None = None
+    ) -> bool:
+        """Store and list a manifest that is about an artifact, whose blobs are here and added (:meth:`adding`).
+
+        It goes as soon as nothing else needs its subject. With a name it takes the place of the one that has it, which
+        must be ``replaces``: False, and nothing is listed, if somebody was faster.
+        """
+        with self.adding() as added:
+            added.append(self.put_bytes(data))
+            with self._locked():
+                present = [each.digest for each in self._index.listed() if name is not None and each.name == name]
+                if present not in ([], [descriptor.digest]) and present != [replaces]:
+                    return False
+                self._index.put(descriptor, name)
+                if replaces is not None and replaces != descriptor.digest:
+                    self._index.remove(replaces)
+        return True
+
+    def referrers(self, subject: Digest) -> list[ListedArtifact]:
+        """Signatures and the like that say in the index that they are about an artifact, or that don't say."""
+        listed = self._index.listed()
+        return [each for each in listed if not each.is_artifact and each.subject in (subject, None)]
+
     def tag(self, name: str, digest: Digest) -> None:
         """Give a listed artifact one more name (``Reference.local_name``); another that has the name loses it."""
         with self._locked():
@@ -119,7 +143,7 @@ class Store(BlobStore):
 
     def resolve(self, source: Reference | DigestSource) -> Digest:
         """The OCI manifest that is meant. Raises ArtifactNotFound, InvalidReference for an ambiguous digest prefix."""
-        listed = self._index.listed()
+        listed = self.list()
         if isinstance(source, DigestSource):
             matches = {each.digest for each in listed if hex_of(each.digest).startswith(source.hex_prefix)}
             if len(matches) > 1:
@@ -182,7 +206,9 @@ class Store(BlobStore):
 
     def list(self) -> list[ListedArtifact]:
         """One entry per name, and one for each artifact without a name."""
-        return self._index.listed()  # the last public method: below it, 'list' means this one
+        return [
+            each for each in self._index.listed() if each.is_artifact
+        ]  # the last public method: below it, 'list' means this one
 
     def _parts(self) -> StoreParts:
         return StoreParts(self._blobs_dir, self.disks_dir, self.provenance_dir, self.temp)

@@ -39,6 +39,8 @@ SECTIONS: Final[dict[str, dict[str, Entry]]] = {
         "export": Entry("layout", "Write an artifact to a directory or tar."),
     },
     "Trust": {
+        "sign": Entry("signing", "Sign an artifact."),
+        "verify": Entry("signing", "Check who signed an artifact."),
         "generate-key-pair": Entry("keys", "Make a key to sign artifacts with."),
     },
     "Host": {

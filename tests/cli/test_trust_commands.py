@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pytest
+
 if TYPE_CHECKING:
     from tests.cli.conftest import Ovm
 
@@ -27,3 +29,40 @@ def test_without_a_terminal_the_password_comes_from_the_environment(ovm: Ovm, tm
     assert (result.code, result.problem["code"]) == (1, "key.invalid")
     assert "COSIGN_PASSWORD" in result.problem["remedy"]
     assert not (tmp_path / "k.key").exists()
+
+
+@pytest.fixture
+def packed(ovm: Ovm, guest_kernel: Path) -> str:
+    """The digest of demo:base."""
+    return ovm.ok("pack", "-t", "demo:base", "--kernel", str(guest_kernel), "--memory=32M").strip()
+
+
+@pytest.fixture
+def keys(ovm: Ovm, tmp_path: Path) -> tuple[str, str]:
+    """The files of a key pair without a password."""
+    prefix = str(tmp_path / "team")
+    ovm.ok("generate-key-pair", "--output-key-prefix", prefix, COSIGN_PASSWORD="")
+    return f"{prefix}.key", f"{prefix}.pub"
+
+
+def test_signing_and_verifying(ovm: Ovm, packed: str, keys: tuple[str, str], tmp_path: Path) -> None:
+    private, public = keys
+    unsigned = ovm("verify", "--key", public, "demo:base", "--format=json")
+    assert (unsigned.code, unsigned.problem["code"]) == (1, "signature.not_verified")
+    assert "it has no signature" in unsigned.problem["detail"]
+
+    assert ovm.ok("sign", "--key", private, "demo:base", COSIGN_PASSWORD="").strip() == packed
+    again = ovm("sign", "--key", private, packed, COSIGN_PASSWORD="")
+    assert (again.code, "already signed" in again.err) == (0, True)
+    verified = ovm.json("verify", "--key", public, "demo:base")
+    assert verified["digest"] == packed
+    assert sorted(each["signatures"] for each in verified["verified"]) == ["v2", "v3"]
+    assert {each["key"] for each in verified["verified"]} == {public}
+    assert [each["digest"] for each in ovm.json("ls")] == [packed], "signatures are no artifacts"
+
+    stranger = str(tmp_path / "stranger")
+    ovm.ok("generate-key-pair", "--output-key-prefix", stranger, COSIGN_PASSWORD="")
+    result = ovm("verify", "--key", f"{stranger}.pub", "demo:base")
+    assert (result.code, result.out) == (1, "")
+    assert "it was not made by the key, or was changed since" in result.err
+    assert ovm("sign", "--key", private, "demo:base", COSIGN_PASSWORD="wrong").code == 1
