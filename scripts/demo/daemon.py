@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ class Daemon:
 
     home: Path
     """Its temporary directory, which holds its store (``root``) and its run directory (``run``)."""
+    pid: int
     socket: Path
     image_dir: Path
     environment: dict[str, str]
@@ -30,12 +31,13 @@ class Daemon:
 
 
 @contextmanager
-def private_daemon() -> Iterator[Daemon]:
+def private_daemon(settings: Mapping[str, str] | None = None, *, parent: Path | None = None) -> Iterator[Daemon]:
     """Start one with a store and a run directory of its own in a new temporary directory.
 
+    ``settings`` are more variables of its environment (``OVMS_…``); ``parent`` is where the directory is made.
     On the way out its machines are ended, the daemon is stopped, and the directory and its tmpfs images are removed.
     """
-    home = Path(tempfile.mkdtemp(prefix="ovms-quickstart-"))
+    home = Path(tempfile.mkdtemp(prefix="ovms-quickstart-", dir=parent))
     # Nothing that the user has configured for a daemon of their own, but for where the runtimes are.
     environment = {
         name: value
@@ -47,6 +49,7 @@ def private_daemon() -> Iterator[Daemon]:
         "OVMS_ROOT": str(home / "root"),
         "OVMS_RUN_DIR": str(home / "run"),
         "OVMS_ON_EXIT": "stop",
+        **(settings or {}),
     }
     images: Path | None = None
     pid: int | None = None
@@ -54,7 +57,7 @@ def private_daemon() -> Iterator[Daemon]:
         values = json.loads(_ovm(environment, "config", "--format", "json"))["values"]
         images = Path(values["image_dir"]["value"])
         pid = int(_ovm(environment, "serve", "--detach"))
-        yield Daemon(home, Path(values["socket"]["value"]), images, environment)
+        yield Daemon(home, pid, Path(values["socket"]["value"]), images, environment)
     finally:
         try:
             _ovm(environment, "serve", "--stop")
