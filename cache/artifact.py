@@ -59,6 +59,12 @@ class Artifact:
         return self._layer(snapshot.ref, _RAMSNAP) if snapshot else None
 
     @property
+    def ramsnap_parents(self) -> tuple[Descriptor, ...]:
+        """The blobs that the RAM snapshot, a layer, needs below it, bottom first."""
+        snapshot = self.manifest.ram_snapshot
+        return tuple(self._layer(parent, _RAMSNAP) for parent in snapshot.parents) if snapshot else ()
+
+    @property
     def blobs(self) -> tuple[Descriptor, ...]:
         """All blobs that the OCI manifest lists, config included, each once."""
         unique = {each.digest: each for each in (self.oci.config, *self.oci.layers)}
@@ -75,7 +81,7 @@ class Artifact:
 
     def check_roles(self) -> None:
         """Raise BlobNotFound or InvalidManifest unless each ref of manifest.json is a layer of the right type."""
-        _ = (self.kernel, self.initrd, self.disk_layers, self.ramsnap)
+        _ = (self.kernel, self.initrd, self.disk_layers, self.ramsnap, self.ramsnap_parents)
 
     def _layer(self, ref: str, allowed: Collection[str] | None) -> Descriptor:
         wanted = parse_blob_ref(ref).digest

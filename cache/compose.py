@@ -44,6 +44,8 @@ def compose(
     for index, disk in enumerate(manifest.disk_layers):
         layers.append(_layer(disk.ref, blobs, None, f"disk-{index}.tar", disk_format=disk.format))
     if manifest.ram_snapshot:
+        for index, parent in enumerate(manifest.ram_snapshot.parents):
+            layers.append(_layer(parent, blobs, media_types.RAMSNAP, f"ram-{index}.lz4"))
         layers.append(_layer(manifest.ram_snapshot.ref, blobs, media_types.RAMSNAP, "ram.lz4"))
     return encode(
         ImageManifest(

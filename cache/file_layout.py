@@ -114,8 +114,9 @@ def _listed_blobs(oci: ImageManifest) -> dict[Digest, int | None]:
 
 def _referred_blobs(manifest: Manifest) -> list[Digest]:
     entries = [manifest.kernel, manifest.initrd, *manifest.disk_layers, manifest.ram_snapshot]
+    parents = manifest.ram_snapshot.parents if manifest.ram_snapshot else []
     digests = []
-    for ref in [each.ref for each in entries if each is not None]:
+    for ref in [*(each.ref for each in entries if each is not None), *parents]:
         digest = parse_blob_ref(ref).digest
         if digest is None:
             raise BlobNotFound(

@@ -14,8 +14,9 @@ from cache.compose import StoredBlob, compose
 from cache.disk_tar import Below, DiskFile
 from cache.ramsnap import EncodedRamsnap
 from cache.store import Store
+from spec import media_types
 from spec.decoding import from_json
-from spec.digest import Digest
+from spec.digest import Digest, is_digest
 from spec.errors import InternalError
 from spec.manifest import decode_manifest
 from spec.reference import DEFAULT_TAG, Reference
@@ -26,6 +27,7 @@ def store_snapshot(
     base: Artifact,
     *,
     ramsnap: EncodedRamsnap,
+    parents: Sequence[Digest] = (),
     overlays: Sequence[Path],
     reference: Reference,
     memory_bytes: int,
@@ -35,10 +37,11 @@ def store_snapshot(
 ) -> Digest:
     """Store and name a snapshot whose RAM is already a blob of the store; returns the digest of its OCI manifest.
 
-    ``overlays`` have what was written to the disk since the base, lowest first, and must not be written to any more;
-    each becomes one more diff layer. Everything else of the base's manifest.json is kept, fields we do not know
-    included, and the base is the ``subject`` of the new artifact. If it fails, the RAM's blob is discarded too.
-    Raises UnsafeDisk, BlobNotFound, InvalidManifest (too many layers), NoSpace.
+    ``parents``: what the RAM's blob is a layer on, bottom first, all in the store. ``overlays`` have what was written
+    to the disk since the base, lowest first, and must not be written to any more; each becomes one more diff layer.
+    Everything else of the base's manifest.json is kept, fields we do not know included, and the base is the ``subject``
+    of the new artifact. If it fails, the RAM's blob is discarded too. Raises UnsafeDisk, BlobNotFound, InvalidManifest
+    (too many layers), NoSpace.
     """
     document: dict[str, Any] = from_json(base.manifest_bytes, dict[str, Any])
     document |= {
@@ -50,6 +53,7 @@ def store_snapshot(
             "compression": "lz4",
             "preload_hint": True,
             "mlock_required": mlock_required,
+            **({"parents": list(parents)} if parents else {}),
         },
         "metadata": document.get("metadata", {}) | {"created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")},
         "runtimeHints": document.get("runtimeHints", {}) | {"defaultMemoryBytes": memory_bytes, "defaultCpus": cpus},
@@ -60,6 +64,10 @@ def store_snapshot(
         if each is not None
     }
     blobs[ramsnap.digest] = StoredBlob(size_bytes=ramsnap.size_bytes, ramsnap_header=ramsnap.header_digest)
+    for parent in parents:
+        blobs[parent] = StoredBlob(
+            size_bytes=store.blob_path(parent).stat().st_size, ramsnap_header=_header_digest(base, parent)
+        )
     with store.pinned(base.digest), store.adding() as added:
         added.append(ramsnap.digest)
         below = _top_layer(base) if overlays else None
@@ -76,6 +84,15 @@ def store_snapshot(
         added.append(store.put_bytes(manifest_bytes))
         oci_bytes = compose(manifest, manifest_bytes, blobs, subject=base.descriptor)
         return store.put_artifact(oci_bytes, reference.local_name)
+
+
+def _header_digest(base: Artifact, ramsnap: Digest) -> Digest | None:
+    """Of a RAM snapshot that the base, too, consists of."""
+    for layer in base.oci.layers:
+        annotation = layer.annotations.get(media_types.ANNOTATION_RAMSNAP_HEADER)
+        if layer.digest == ramsnap and annotation is not None and is_digest(annotation):
+            return Digest(annotation)
+    return None
 
 
 def _top_layer(base: Artifact) -> Below:

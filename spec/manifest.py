@@ -1,7 +1,8 @@
 """manifest.json, every field of RFC §1. What we do with each is told in spec/manifest.md.
 
 The structs check form (types, ranges, digests); :mod:`spec.admission` checks what v0.1 supports (§9).
-Extensions to v0.1, named as such: ``runtimeHints.defaultMemoryBytes`` and ``runtimeHints.defaultCpus``.
+Extensions to v0.1, named as such: ``ramSnapshot.parents``, ``runtimeHints.defaultMemoryBytes`` and
+``runtimeHints.defaultCpus``.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from spec import media_types
 from spec.decoding import NotDecodable, from_json
 from spec.errors import InvalidManifest, InvalidReference, UnsupportedManifest
 from spec.oci import MAX_MANIFEST_BYTES
+from spec.ramsnap import MAX_LAYERS
 from spec.reference import BLOB_REF_PATTERN, BlobRef, parse_blob_ref
 
 MAX_DISK_BYTES = 16 << 40
@@ -29,14 +31,18 @@ Ref = Annotated[str, Meta(min_length=1, max_length=1024, extra_json_schema={"pat
 DiskFormat = Literal["qcow2", "raw"]
 
 
+def _check_ref(ref: str) -> None:
+    try:
+        parse_blob_ref(ref)
+    except InvalidReference as error:
+        raise ValueError(error.detail) from error
+
+
 class _Ref(msgspec.Struct, frozen=True, kw_only=True):
     ref: Ref
 
     def __post_init__(self) -> None:
-        try:
-            parse_blob_ref(self.ref)
-        except InvalidReference as error:
-            raise ValueError(error.detail) from error
+        _check_ref(self.ref)
 
     @property
     def blob(self) -> BlobRef:
@@ -67,6 +73,13 @@ class RamSnapshot(_Ref, frozen=True, kw_only=True):
     compression: str = "lz4"
     preload_hint: bool = False
     mlock_required: bool = False
+    parents: Annotated[list[Ref], Meta(max_length=MAX_LAYERS - 1)] = []
+    """Our extension: the blobs that this one, a layer, needs below it, bottom first (spec/ramsnap.md §4)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for parent in self.parents:
+            _check_ref(parent)
 
 
 class Device(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -14,7 +14,14 @@ from ovms_supervisor.instance.runtimes import Choice, choose, choose_for_restore
 from spec.admission import check_supported
 from spec.api import Overrides
 from spec.compatibility import Compatibility
-from spec.errors import BlobNotFound, ImmutableOverride, IncompatibleSnapshot, InvalidRequest, NoUsableRuntime
+from spec.errors import (
+    BlobNotFound,
+    ImmutableOverride,
+    IncompatibleSnapshot,
+    InvalidManifest,
+    InvalidRequest,
+    NoUsableRuntime,
+)
 from spec.instance import Degradation
 from spec.manifest import MAX_MEMORY_BYTES
 from spec.oci import Descriptor
@@ -54,6 +61,7 @@ async def _decide(host: Host, resolved: Resolved, watch: Stopwatch, *, afresh: b
         ramsnap = artifact.ramsnap
         try:
             header = await to_thread.run_sync(read_header, host.store.blob_path(ramsnap.content_digest))
+            _check_parents(artifact, header.parent)
             recorded = header.compatibility
             choice = choose_for_restore(reports, recorded, asked=overrides.runtime, features=features)
         except IncompatibleSnapshot as error:
@@ -137,6 +145,17 @@ def _check_disk(overrides: Overrides, artifact: Artifact) -> None:
         )
     if not artifact.manifest.disk_layers:
         raise InvalidRequest("the artifact has no disk that could be persistent", path="$.overrides.disk")
+
+
+def _check_parents(artifact: Artifact, parent: str | None) -> None:
+    """The blobs that the snapshot is a layer on must be the artifact's own, or a copy of it would not start."""
+    parents = artifact.ramsnap_parents
+    listed = parents[-1].digest if parents else None
+    if listed != parent:
+        raise InvalidManifest(
+            f"the RAM snapshot is a layer on {parent or 'nothing'}, manifest.json says on {listed or 'nothing'}",
+            path="$.ramSnapshot.parents",
+        )
 
 
 def _check_blobs(host: Host, artifact: Artifact) -> None:

@@ -15,7 +15,7 @@ from cache.ramsnap import EncodedRamsnap
 from cache.snapshot_artifact import store_snapshot
 from cache.store import Store
 from spec import media_types
-from spec.digest import digest_of
+from spec.digest import Digest, digest_of
 from spec.errors import InternalError, InvalidManifest, UnsafeDisk
 from spec.manifest import unknown_fields
 from spec.qcow2 import build_overlay_header
@@ -26,17 +26,24 @@ RAM = b"an encoded ramsnap; what is in it is the codec's affair"
 
 
 def snapshot(
-    store: Store, base: Artifact, overlays: list[Path], name: str = "demo:fast", memory_bytes: int = 128 << 20
+    store: Store,
+    base: Artifact,
+    overlays: list[Path],
+    name: str = "demo:fast",
+    memory_bytes: int = 128 << 20,
+    ram: bytes = RAM,
+    parents: tuple[Digest, ...] = (),
 ) -> Artifact:
-    digest = store.put_bytes(RAM)
+    digest = store.put_bytes(ram)
     header_digest = digest_of(b"header")
     ramsnap = EncodedRamsnap(
-        digest=digest, size_bytes=len(RAM), header_digest=header_digest, ram_bytes=1 << 20, stored_bytes=1 << 19
+        digest=digest, size_bytes=len(ram), header_digest=header_digest, ram_bytes=1 << 20, stored_bytes=1 << 19
     )
     made = store_snapshot(
         store,
         base,
         ramsnap=ramsnap,
+        parents=parents,
         overlays=overlays,
         reference=parse_reference(name),
         memory_bytes=memory_bytes,
@@ -79,6 +86,42 @@ def test_a_snapshot_without_disk(store: Store, packing: Packing) -> None:
     assert made.ramsnap.annotations[media_types.ANNOTATION_RAMSNAP_HEADER] == digest_of(b"header")
     assert made.oci.subject == base.descriptor
     assert store.resolve(parse_reference("demo:fast")) == made.digest
+
+
+def test_a_layer_brings_its_parents(store: Store, packing: Packing, tmp_path: Path) -> None:
+    base = store.artifact(pack(store, packing()))
+    bottom = snapshot(store, base, [], "demo:bottom")
+    ref = digest_of(RAM)
+    middle = snapshot(store, bottom, [], "demo:middle", ram=b"middle", parents=(ref,))
+    top = snapshot(store, middle, [], "demo:top", ram=b"top", parents=(ref, digest_of(b"middle")))
+    assert top.manifest.ram_snapshot is not None
+    assert top.manifest.ram_snapshot.parents == [ref, digest_of(b"middle")]
+    assert [each.digest for each in top.ramsnap_parents] == [ref, digest_of(b"middle")]
+    assert {each.digest for each in top.blobs} >= {ref, digest_of(b"middle"), digest_of(b"top")}
+    for parent in top.ramsnap_parents:
+        assert parent.media_type == media_types.RAMSNAP
+        assert parent.annotations[media_types.ANNOTATION_RAMSNAP_HEADER] == digest_of(b"header")
+    for name in ("demo:base", "demo:bottom", "demo:middle"):
+        store.untag(name)
+    store.remove_unreferenced()
+    assert all(store.has_blob(each.content_digest) for each in top.blobs)
+    export_artifact(store, top.digest, tmp_path / "out.tar")
+    other = Store(tmp_path / "other")
+    other.create()
+    assert import_artifact(other, tmp_path / "out.tar", None) == top.digest
+    assert all(other.has_blob(each.content_digest) for each in top.blobs)
+
+
+def test_a_layout_without_an_oci_manifest_brings_its_parents(store: Store, packing: Packing, tmp_path: Path) -> None:
+    bottom = snapshot(store, store.artifact(pack(store, packing())), [], "demo:bottom")
+    top = snapshot(store, bottom, [], "demo:top", ram=b"top", parents=(digest_of(RAM),))
+    export_artifact(store, top.digest, tmp_path / "out")
+    (tmp_path / "out" / "metadata" / "oci-manifest.json").unlink()
+    other = Store(tmp_path / "other")
+    other.create()
+    made = other.artifact(import_artifact(other, tmp_path / "out", None))
+    assert [each.digest for each in made.ramsnap_parents] == [digest_of(RAM)]
+    assert all(other.has_blob(each.content_digest) for each in made.blobs)
 
 
 @pytest.mark.real
