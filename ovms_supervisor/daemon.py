@@ -79,7 +79,12 @@ async def serving(settings: Settings) -> AsyncIterator[Supervisor]:
         lag = await stack.enter_async_context(LoopLag())
         store = Store(settings.root)
         await asyncio.to_thread(store.create)
-        images = ResidentImages(settings.image_dir, mlock=settings.mlock, budget_bytes=settings.image_budget_bytes)
+        images = ResidentImages(
+            settings.image_dir,
+            mlock=settings.mlock,
+            budget_bytes=settings.image_budget_bytes,
+            blob_path=store.blob_path,
+        )
         await images.open()
         stack.push_async_callback(images.close)
         supervisor = await stack.enter_async_context(Supervisor(settings, drivers(settings.binaries), store, images))

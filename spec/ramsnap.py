@@ -125,6 +125,23 @@ class RamsnapIndex:
         """What this blob's frames hold: pages, and state files. Without a parent it is what the image takes."""
         return sum(frame.payload_bytes for frame in self.frames)
 
+    @property
+    def ram_frames(self) -> Sequence[FrameRecord]:
+        """One for each 4 MiB of RAM."""
+        return self.frames[sum(frame_count(file.size) for file in self.header.state) :]
+
+
+def resolved_bytes(layers: Sequence[RamsnapIndex]) -> int:
+    """What the image of several layers takes at most, bottom first: pages that any of them has, and the state files."""
+    first, *others = ([int.from_bytes(frame.pages, "little") for frame in layer.ram_frames] for layer in layers)
+    pages = first
+    for layer, own in zip(layers[1:], others, strict=True):
+        pages = [
+            bits | below if frame.inherits else bits
+            for bits, below, frame in zip(own, pages, layer.ram_frames, strict=True)
+        ]
+    return sum(bits.bit_count() for bits in pages) * PAGE_BYTES + sum(file.size for file in layers[-1].header.state)
+
 
 def frame_count(size_bytes: int) -> int:
     """How many frames cover so many bytes."""

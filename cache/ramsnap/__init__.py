@@ -1,6 +1,20 @@
 """The codec of RAM snapshots: ``application/vnd.ovms.ramsnap.v1+lz4``, documented in spec/ramsnap.md."""
 
+from cache.ramsnap.chain import BlobPath, Chain, read_chain
 from cache.ramsnap.decoder import RamsnapDecoder, decode, read_header, read_index
 from cache.ramsnap.encoder import Changes, EncodedRamsnap, encode
+from cache.ramsnap.image_copy import copy_image
 
-__all__ = ["Changes", "EncodedRamsnap", "RamsnapDecoder", "decode", "encode", "read_header", "read_index"]
+__all__ = [
+    "BlobPath",
+    "Chain",
+    "Changes",
+    "EncodedRamsnap",
+    "RamsnapDecoder",
+    "copy_image",
+    "decode",
+    "encode",
+    "read_chain",
+    "read_header",
+    "read_index",
+]

@@ -13,7 +13,7 @@ from typing import Literal, TypeVar
 from anyio import CapacityLimiter
 
 from cache.mlock import raise_lock_limit
-from cache.ramsnap import EncodedRamsnap
+from cache.ramsnap import BlobPath, EncodedRamsnap
 from cache.resident.directory import ImageDirectory, Published
 from cache.resident.entry import Entry
 from cache.resident.load import Load
@@ -22,7 +22,7 @@ from cache.resident.shelf import Shelf
 from cache.statfs import is_tmpfs
 from cache.threads import finish_in_thread
 from spec.digest import Digest
-from spec.errors import Conflict, InternalError, InvalidInput, MlockLimit, Unsupported
+from spec.errors import BlobNotFound, Conflict, InternalError, InvalidInput, MlockLimit, Unsupported
 from spec.instance import Degradation
 from spec.ramsnap import DEFAULT_LIMITS, RamsnapHeader, RamsnapLimits
 
@@ -30,6 +30,10 @@ T = TypeVar("T")
 
 _CHORES = 4
 """Threads for what is short: locking, evicting, looking."""
+
+
+def _no_parents(digest: Digest) -> Path:
+    raise BlobNotFound(f"no blob of {digest} is at hand", digest=digest)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,16 +75,25 @@ class ResidentImages:
         mlock: Literal["required", "best-effort"],
         budget_bytes: int | None = None,
         limits: RamsnapLimits = DEFAULT_LIMITS,
+        blob_path: BlobPath = _no_parents,
     ) -> None:
         """No I/O. ``mlock``: whether memory that must be locked and can't be is an error or a degradation.
 
-        ``budget_bytes``: what all images may take together; None: as much as the file system has.
+        ``budget_bytes``: what all images may take together; None: as much as the file system has. ``blob_path``: where
+        the parents of layers are; by default none is there.
         """
         self._mlock = mlock
         self._directory = ImageDirectory(image_dir)
         self._chores = CapacityLimiter(_CHORES)
         self._shelf = Shelf(self._directory, self._chores)
-        self._loader = Loader(self._directory, self._shelf, self._chores, budget_bytes=budget_bytes, limits=limits)
+        self._loader = Loader(
+            self._directory,
+            self._shelf,
+            self._chores,
+            budget_bytes=budget_bytes,
+            limits=limits,
+            blob_path=blob_path,
+        )
         self._standing: list[Degradation] = []
 
     async def open(self) -> None:
@@ -120,8 +133,7 @@ class ResidentImages:
         After a restart of the daemon no image is locked any more: say here again what is required.
         Raises BlobNotFound, MlockLimit, Conflict.
         """
-        entry = self._shelf.get(digest)
-        entry.references += 1
+        entry = self._shelf.take(digest)
         try:
             return await self._prepared(entry, mlock_required=mlock_required, preload=preload)
         except BaseException:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from anyio import CapacityLimiter
 
-from cache.ramsnap import decode, read_index
+from cache.ramsnap import BlobPath, Chain, read_chain
 from cache.resident.directory import ImageDirectory, Published
 from cache.resident.entry import Entry
 from cache.resident.load import Load
@@ -18,6 +18,7 @@ from cache.resident.room import Promise, Room
 from cache.resident.shelf import Shelf
 from cache.threads import finish_in_thread
 from spec.digest import Digest
+from spec.errors import CapacityExceeded, NoSpace
 from spec.ramsnap import RamsnapLimits
 
 _LOADS = 2
@@ -35,12 +36,14 @@ class Loader:
         *,
         budget_bytes: int | None,
         limits: RamsnapLimits,
+        blob_path: BlobPath,
     ) -> None:
         self._directory = directory
         self._shelf = shelf
         self._chores = chores
         self._budget_bytes = budget_bytes
         self._limits = limits
+        self._blob_path = blob_path
         self._loading = CapacityLimiter(_LOADS)
         self._making_room = asyncio.Lock()
         self._promises: set[Promise] = set()
@@ -51,20 +54,33 @@ class Loader:
         Raises what :func:`cache.ramsnap.decode` does, CapacityExceeded, and CancelledError (of concurrent.futures) soon
         after ``load.stop`` is set.
         """
-        index = await finish_in_thread(partial(read_index, blob, limits=self._limits), self._chores)
-        promise = Promise(index.payload_bytes, self._directory.new_staging())
-        await self._make_room(digest, promise, load.stop)
+        read = partial(read_chain, digest, blob, self._blob_path, limits=self._limits)
+        chain = await finish_in_thread(read, self._chores)
+        promise = Promise(chain.image_bytes, self._directory.new_staging())
+        # A parent whose image is here already is copied, and kept from being evicted until then.
+        below = next((self._shelf.take(each) for each in reversed(chain.parents) if each in self._shelf.entries), None)
         try:
-            work = partial(self._decode, digest, blob, promise.staging, load.stop)
+            try:
+                await self._make_room(digest, promise, load.stop)
+            except (CapacityExceeded, NoSpace):
+                if below is None:
+                    raise
+                self._shelf.give_up(below)
+                below = None
+                await self._make_room(digest, promise, load.stop)
+            work = partial(self._decode, chain, below.image if below else None, promise.staging, load.stop)
             return await finish_in_thread(work, self._loading, load.stop)
         finally:
+            if below is not None:
+                self._shelf.give_up(below)
             self._promises.discard(promise)
 
-    def _decode(self, digest: Digest, blob: Path, staging: Path, stop: threading.Event) -> Published:
+    def _decode(self, chain: Chain, below: Published | None, staging: Path, stop: threading.Event) -> Published:
         """In a thread."""
-        header = decode(blob, digest, staging, limits=self._limits, stop=stop)
+        image = (below.digest, below.directory) if below else None
         try:
-            return self._directory.publish(staging, digest, header)
+            header = chain.decode(staging, below=image, limits=self._limits, stop=stop)
+            return self._directory.publish(staging, chain.layers[-1].digest, header)
         except BaseException:
             self._directory.discard(staging)
             raise

@@ -61,6 +61,12 @@ class Shelf:
             raise BlobNotFound(f"no image of {digest} is resident", digest=digest)
         return entry
 
+    def take(self, digest: Digest) -> Entry:
+        """The entry of an image that is here, with one more reference for the caller. Raises BlobNotFound."""
+        entry = self.get(digest)
+        entry.references += 1
+        return entry
+
     def give_up(self, entry: Entry) -> None:
         """Take a reference back."""
         entry.references -= 1

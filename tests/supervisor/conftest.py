@@ -95,7 +95,7 @@ class Site:
     async def daemon(self, **changes: object) -> AsyncIterator[Supervisor]:
         settings = self.settings(**changes)
         store = Store(settings.root)
-        images = ResidentImages(settings.image_dir, mlock=settings.mlock)
+        images = ResidentImages(settings.image_dir, mlock=settings.mlock, blob_path=store.blob_path)
         await images.open()
         try:
             async with Supervisor(settings, self.drivers, store, images) as supervisor:

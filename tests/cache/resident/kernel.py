@@ -41,14 +41,14 @@ class Gate:
         if opened:
             self.opened.set()
         self._entered = threading.Event()
-        monkeypatch.setattr("cache.resident.loader.decode", self._decode)
+        monkeypatch.setattr("cache.ramsnap.chain.decode", self._decode)
 
     def _decode(self, *args: Any, stop: threading.Event, **options: Any) -> Any:
         self.calls += 1
         self._entered.set()
         while not self.opened.wait(0.005) and not stop.is_set():
             pass
-        return decode(*args, stop=stop, threads=1, **options)
+        return decode(*args, stop=stop, **{**options, "threads": 1})
 
     async def entered(self) -> None:
         """Return when a load is held at the gate."""

@@ -153,7 +153,7 @@ async def test_an_error_that_is_none_of_ours_is_internal(
     def broken(*_args: object, **_options: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("cache.resident.loader.decode", broken)
+    monkeypatch.setattr("cache.ramsnap.chain.decode", broken)
     with pytest.raises(InternalError, match="ZeroDivisionError"):
         await use(images, sample())
 
