@@ -187,6 +187,11 @@ class Store(BlobStore):
         with self._locked():
             self._pins.drop_fresh(added)
 
+    def leave(self, digests: Iterable[Digest]) -> None:
+        """Let go of blobs that this process has put; they stay until what nothing refers to is removed."""
+        with self._locked():
+            self._pins.drop_fresh(digests)
+
     def discard(self, digests: Iterable[Digest]) -> None:
         """Give up blobs that this process has put: those that nothing refers to are removed."""
         with self._locked():

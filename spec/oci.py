@@ -17,8 +17,16 @@ from spec.errors import InvalidDigest, InvalidManifest
 MAX_MANIFEST_BYTES = 4 * 1024 * 1024
 """Cap on manifests and other metadata (the registries' own limit)."""
 MAX_LAYERS = 1024
+"""Of a manifest; as many entries has an index at most."""
 
 T = TypeVar("T")
+
+
+class Platform(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What the content of a descriptor in an index runs on (image-index.md)."""
+
+    architecture: str = ""
+    os: str = ""
 
 
 class Descriptor(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel"):
@@ -29,6 +37,7 @@ class Descriptor(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel"
     size: int
     annotations: dict[str, str] = {}
     artifact_type: str | None = None
+    platform: Platform | None = None
 
     def __post_init__(self) -> None:
         if self.size < 0:

@@ -42,8 +42,11 @@ class SmallRegistry:
     faults: deque[web.Response] = field(default_factory=deque)
     """Given instead of an answer, one each."""
     requests: list[web.BaseRequest] = field(default_factory=list)
+    most_at_once: int = 0
+    """Blobs that were under way at the same time."""
     token_reply: object = None
     url: URL = field(default_factory=URL)
+    _at_once: int = 0
 
     @property
     def host(self) -> str:
@@ -77,7 +80,12 @@ class SmallRegistry:
         if kind == "manifests":
             return self._manifest(request, name)
         if kind == "blobs" and name in self.blobs:
-            return await self._blob(request, self.blobs[name])
+            self._at_once += 1
+            self.most_at_once = max(self.most_at_once, self._at_once)
+            try:
+                return await self._blob(request, self.blobs[name])
+            finally:
+                self._at_once -= 1
         return web.json_response({"errors": [{"code": "UNKNOWN", "message": "not\nhere"}]}, status=404)
 
     def _is_allowed(self, request: web.Request) -> bool:
