@@ -7,10 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from cache.ramsnap.decoder import decode, read_index
+from cache.ramsnap.decoder import decode
+from cache.ramsnap.head import read_index
 from cache.ramsnap.image_copy import copy_image
 from cache.ramsnap.image_files import RAM_NAME
-from cache.ramsnap.layer import put_layer
 from spec.digest import Digest
 from spec.errors import BlobNotFound, CorruptRamsnap, Unsupported
 from spec.ramsnap import DEFAULT_LIMITS, MAX_LAYERS, RamsnapHeader, RamsnapIndex, RamsnapLimits, resolved_bytes
@@ -74,8 +74,8 @@ class Chain:
             destination.mkdir(mode=0o700, parents=True)
             copy_image(image / RAM_NAME, destination / RAM_NAME, threads=threads, stop=stop)
         for layer in above:
-            header = put_layer(
-                layer.blob, layer.digest, destination, parent=parent, limits=limits, threads=threads, stop=stop
+            header = decode(
+                layer.blob, layer.digest, destination, onto=parent, limits=limits, threads=threads, stop=stop
             )
             parent = layer.digest
         return header

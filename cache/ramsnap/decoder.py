@@ -1,7 +1,8 @@
 """From a ramsnap blob to RAM and state files: in one pass, in parallel, nothing left unless all of it holds.
 
-:class:`RamsnapDecoder` is fed the blob's bytes in order, in pieces of any size, so that a file and a download are
-decoded by the same code. The feeding thread hashes the whole; a bounded pool checks, decodes and writes the frames.
+:class:`RamsnapDecoder` is given the blob's bytes in order, in pieces of any size, so that a file and a download are
+decoded by the same code. The feeding thread hashes the whole; a bounded pool checks the frames and decodes them, into
+their place in the image wherever their pages lie together.
 """
 
 from __future__ import annotations
@@ -12,38 +13,29 @@ import threading
 from concurrent.futures import CancelledError
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Self
+from typing import Final, Self
 
+from cache.host_errors import host_errors
+from cache.ramsnap.buffer import Buffer
+from cache.ramsnap.head import check_length, head_bytes, open_blob, parse_head
 from cache.ramsnap.image_files import ImageFiles
-from cache.ramsnap.lz4_frame import (
-    DESCRIPTOR_BYTES,
-    FrameDecoder,
-    decode_header_frame,
-    header_frame_bytes,
-    header_payload_bytes,
-)
+from cache.ramsnap.layer import LayeredFiles
+from cache.ramsnap.lz4_frame import DESCRIPTOR_BYTES, decode_frame
 from cache.ramsnap.window import Window, default_threads
 from spec.digest import Digest, digest_from_hash
-from spec.errors import BlobNotFound, CorruptRamsnap, DigestMismatch, SizeMismatch, Unsupported
-from spec.ramsnap import DEFAULT_LIMITS, FrameRecord, RamsnapHeader, RamsnapIndex, RamsnapLimits, parse_index
+from spec.errors import DigestMismatch, SizeMismatch, Unsupported
+from spec.ramsnap import (
+    DEFAULT_LIMITS,
+    FRAME_BYTES,
+    FRAME_OVERHEAD_BYTES,
+    FrameRecord,
+    RamsnapHeader,
+    RamsnapIndex,
+    RamsnapLimits,
+)
 
-
-def read_index(blob: Path, *, limits: RamsnapLimits = DEFAULT_LIMITS) -> RamsnapIndex:
-    """Header and frame table of a blob, consistent and within the limits, but not verified against any digest.
-
-    Raises BlobNotFound, CorruptRamsnap, SizeMismatch (the file is not as long as its frames), Unsupported.
-    """
-    with _open_blob(blob) as stream:
-        prefix = stream.read(DESCRIPTOR_BYTES)
-        wanted = _header_frame_bytes(prefix, limits) - len(prefix)
-        index = _parse_header(prefix + stream.read(wanted), limits)
-        _check_length(os.fstat(stream.fileno()).st_size, index)
-    return index
-
-
-def read_header(blob: Path, *, limits: RamsnapLimits = DEFAULT_LIMITS) -> RamsnapHeader:
-    """The header of a blob; as :func:`read_index`."""
-    return read_index(blob, limits=limits).header
+_STORED_BYTES: Final = FRAME_BYTES + FRAME_OVERHEAD_BYTES
+"""What a frame takes at most."""
 
 
 def decode(
@@ -51,84 +43,130 @@ def decode(
     expected: Digest,
     destination: Path,
     *,
+    onto: Digest | None = None,
     limits: RamsnapLimits = DEFAULT_LIMITS,
     threads: int | None = None,
     stop: threading.Event | None = None,
 ) -> RamsnapHeader:
     """Decode a blob into ``destination/ram`` and ``destination/state/``; ``destination`` must not exist.
 
+    With ``onto``, the blob is a layer, and ``destination`` holds the image of that parent, which becomes the layer's;
+    it is left, good for nothing, when this raises (also DigestMismatch: the layer is on another parent).
+
     The blob is read once. Its digest, every frame's digest and checksum, every size and the state files' digests hold
-    when this returns; when it raises, ``destination`` is gone. Memory: about 16 MiB for each thread.
+    when this returns; when it raises, ``destination`` is gone. Memory: see :class:`RamsnapDecoder`.
 
     Raises BlobNotFound, CorruptRamsnap, DigestMismatch, SizeMismatch, Unsupported, NoSpace, HostLimit, and
     concurrent.futures.CancelledError soon after ``stop`` is set.
     """
-    with (
-        _open_blob(blob) as stream,
-        RamsnapDecoder(
-            destination, blob_bytes=os.fstat(stream.fileno()).st_size, limits=limits, threads=threads
-        ) as decoder,
-    ):
-        while decoder.wanted and (piece := stream.read(decoder.wanted)):
-            decoder.feed(piece)
-            if stop is not None and stop.is_set():
-                raise CancelledError
-        return decoder.finish(expected)
+    fd = open_blob(blob)
+    try:
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
+        size_bytes, at = os.fstat(fd).st_size, 0
+        with RamsnapDecoder(destination, onto=onto, blob_bytes=size_bytes, limits=limits, threads=threads) as decoder:
+            while room := decoder.room():
+                with host_errors(blob):
+                    length = os.preadv(fd, [room], at)
+                if not length:
+                    break
+                decoder.filled(length)
+                at += length
+                if stop is not None and stop.is_set():
+                    raise CancelledError
+            return decoder.finish(expected)
+    finally:
+        os.close(fd)
 
 
 class RamsnapDecoder:
-    """Decodes what it is fed. Leaving the context without :meth:`finish` having returned removes all it made."""
+    """Decodes what it is given. Leaving the context without :meth:`finish` having returned removes all it made.
+
+    Memory, whatever the image: the header, and up to 4 MiB for each thread and for each of ``2 × threads + 1`` frames
+    under way. Pages of the image itself are mapped while they are filled; the kernel counts them as this process's too.
+    """
 
     def __init__(
         self,
         destination: Path,
         *,
+        onto: Digest | None = None,
         blob_bytes: int | None = None,
         limits: RamsnapLimits = DEFAULT_LIMITS,
         threads: int | None = None,
     ) -> None:
-        """No I/O yet. ``blob_bytes``: the size of the blob where it is known; another one is refused at the header."""
-        self.wanted = DESCRIPTOR_BYTES
-        """How many bytes complete the next part; a piece of exactly so many is decoded without a copy. 0: all there."""
+        """No I/O yet. ``onto``: as for :func:`decode`.
+
+        ``blob_bytes``: the size of the blob where it is known; another one is refused at the header.
+        """
         self._destination = destination
+        self._onto = onto
         self._blob_bytes = blob_bytes
         self._limits = limits
-        self._pending = bytearray()
         self._hash = hashlib.sha256()
+        self._head = bytearray()
         self._index: RamsnapIndex | None = None
         self._next_frame = 0
-        self._files: ImageFiles | None = None
-        self._window: Window[None] = Window(threads or default_threads(), name="ramsnap-decode")
-        self._thread = threading.local()
+        self._part: Buffer | None = None
+        self._held = 0
+        self._missing = DESCRIPTOR_BYTES
+        """Bytes of the next part (descriptor or rest of the header frame, or a frame) that are here, and that are not
+        here yet; 0: the blob is complete."""
+        self._files: ImageFiles | LayeredFiles | None = None
+        self._window: Window[Buffer] = Window(threads or default_threads(), name="ramsnap-decode")
+        self._free: list[Buffer] = []
+        self._scratch: list[Buffer] = []
 
-    def feed(self, piece: bytes) -> None:
-        """Take the next bytes of the blob. Blocks while the pool has enough to do (call it in a thread).
-
-        Raises what :func:`decode` does; also for an earlier piece. After that only leaving the context makes sense.
-        """
-        self._hash.update(piece)
-        at = 0
-        while at < len(piece):
-            if not self.wanted:
+    def feed(self, piece: bytes | memoryview) -> None:
+        """Take the next bytes of the blob; as :meth:`room` and :meth:`filled`, with a copy."""
+        view = memoryview(piece)
+        while view:
+            room = self.room()
+            if not room:
                 raise SizeMismatch("the ramsnap goes on after its last frame")
-            taken = piece if at == 0 and len(piece) == self.wanted else piece[at : at + self.wanted]
-            at += len(taken)
-            self.wanted -= len(taken)
-            if self._pending or self.wanted:
-                self._pending += taken
-                if self.wanted:
-                    return
-                taken = bytes(self._pending)
-                self._pending.clear()
-            self._take_part(taken)
+            taken = min(len(room), len(view))
+            room[:taken] = view[:taken]
+            self.filled(taken)
+            view = view[taken:]
+
+    def room(self) -> memoryview:
+        """Where the next bytes of the blob are to be written; empty if it is complete.
+
+        Blocks while the pool has enough to do (call it in a thread). Raises what :func:`decode` does, for an earlier
+        frame; after that only leaving the context makes sense.
+        """
+        if self._part is None:
+            if not self._missing:
+                return memoryview(b"")
+            if self._window.full:
+                self._free.append(self._window.take())
+            self._part = self._free.pop() if self._free else Buffer(_STORED_BYTES)
+        return self._part.view[self._held : self._held + min(self._missing, _STORED_BYTES - self._held)]
+
+    def filled(self, length: int) -> None:
+        """So many bytes were written to the :meth:`room`. Raises what :func:`decode` does."""
+        assert self._part is not None  # noqa: S101 - a bug of the caller
+        piece = self._part.view[self._held : self._held + length]
+        self._hash.update(piece)
+        self._missing -= length
+        if self._index is None:
+            self._head += piece
+            if not self._missing:
+                self._take_head()
+            return
+        self._held += length
+        if not self._missing:
+            frame, part, self._part, self._held = self._index.frames[self._next_frame], self._part, None, 0
+            self._window.submit(self._decode_frame, self._next_frame, frame, part)
+            self._next_frame += 1
+            self._expect_frame(self._index)
 
     def finish(self, expected: Digest) -> RamsnapHeader:
         """After the last byte: check that everything is there and holds; closes the files, which stay."""
         if self._index is None or self._files is None:
             raise SizeMismatch("the ramsnap ends within its header")
-        if self.wanted:
+        if self._missing:
             raise SizeMismatch(
-                f"the ramsnap ends within frame {self._next_frame}, {self.wanted} bytes too early",
+                f"the ramsnap ends within frame {self._next_frame}, {self._missing} bytes too early",
                 frame=self._next_frame,
             )
         while len(self._window):
@@ -155,67 +193,44 @@ class RamsnapDecoder:
     ) -> None:
         self.close()
 
-    def _take_part(self, part: bytes) -> None:
-        """The next part is complete: the header frame's descriptor, the header frame, or a data frame."""
-        if self._index is not None:
-            self._submit(self._index.frames[self._next_frame], part)
-            self._next_frame += 1
-        elif len(part) == DESCRIPTOR_BYTES:
-            self._pending += part
-            self.wanted = _header_frame_bytes(part, self._limits) - len(part)
+    def _take_head(self) -> None:
+        """The header frame's descriptor is here, or all of the header frame."""
+        if len(self._head) == DESCRIPTOR_BYTES:
+            self._missing = head_bytes(bytes(self._head), self._limits) - DESCRIPTOR_BYTES
             return
+        index = parse_head(bytes(self._head), self._limits)
+        self._head.clear()
+        if self._blob_bytes is not None:
+            check_length(self._blob_bytes, index)
+        if self._onto is not None:
+            self._files = LayeredFiles(self._destination, index, self._onto)
+        elif index.header.parent is None:
+            self._files = ImageFiles(self._destination, index.header)
         else:
-            self._index = _parse_header(part, self._limits)
-            if self._blob_bytes is not None:
-                _check_length(self._blob_bytes, self._index)
-            if self._index.header.parent is not None:
-                raise Unsupported("the ramsnap holds only what changed since another one")
-            self._files = ImageFiles(self._destination, self._index.header)
-        frames = self._index.frames
+            raise Unsupported("the ramsnap holds only what changed since another one")
+        self._index = index
+        self._expect_frame(index)
+
+    def _expect_frame(self, index: RamsnapIndex) -> None:
+        """Go on to the next frame that is in the blob."""
+        frames = index.frames
         while self._next_frame < len(frames) and not frames[self._next_frame].stored_bytes:
             self._next_frame += 1
-        self.wanted = frames[self._next_frame].stored_bytes if self._next_frame < len(frames) else 0
+        self._missing = frames[self._next_frame].stored_bytes if self._next_frame < len(frames) else 0
+        if not self._missing:
+            self._part = None
 
-    def _submit(self, frame: FrameRecord, stored: bytes) -> None:
-        if self._window.full:
-            self._window.take()
-        self._window.submit(self._decode_frame, self._next_frame, frame, stored)
-
-    def _decode_frame(self, number: int, frame: FrameRecord, stored: bytes) -> None:
-        """In a thread of the pool."""
+    def _decode_frame(self, number: int, frame: FrameRecord, stored: Buffer) -> Buffer:
+        """In a thread of the pool; gives the buffer back."""
         assert self._files is not None  # noqa: S101 - frames come after the header
-        if hashlib.sha256(stored).digest() != frame.digest:
+        if hashlib.sha256(stored.view[: frame.stored_bytes]).digest() != frame.digest:
             raise DigestMismatch(f"frame {number} of the ramsnap does not hash to its digest", frame=number)
-        decoder: FrameDecoder | None = getattr(self._thread, "decoder", None)
-        if decoder is None:
-            decoder = self._thread.decoder = FrameDecoder()
-        self._files.write(number, frame, decoder.decode(stored, frame.payload_bytes))
-
-
-def _open_blob(blob: Path) -> BinaryIO:
-    try:
-        return blob.open("rb", buffering=0)
-    except FileNotFoundError as error:
-        raise BlobNotFound(f"{blob} is not there", path=str(blob)) from error
-
-
-def _header_frame_bytes(descriptor: bytes, limits: RamsnapLimits) -> int:
-    if len(descriptor) < DESCRIPTOR_BYTES:
-        raise SizeMismatch("the ramsnap ends within its header")
-    payload_bytes = header_payload_bytes(descriptor)
-    if payload_bytes > limits.max_header_bytes:
-        raise CorruptRamsnap(f"the header claims {payload_bytes} bytes, {limits.max_header_bytes} are allowed")
-    return header_frame_bytes(payload_bytes)
-
-
-def _parse_header(frame: bytes, limits: RamsnapLimits) -> RamsnapIndex:
-    return parse_index(decode_header_frame(frame), header_frame_bytes=len(frame), limits=limits)
-
-
-def _check_length(blob_bytes: int, index: RamsnapIndex) -> None:
-    if blob_bytes != index.blob_bytes:
-        raise SizeMismatch(
-            f"the ramsnap has {blob_bytes} bytes, its frames {index.blob_bytes}",
-            expected_bytes=index.blob_bytes,
-            actual_bytes=blob_bytes,
-        )
+        place = self._files.place(number, frame)
+        if place is not None:
+            decode_frame(stored, frame.stored_bytes, frame.payload_bytes, place)
+            return stored
+        scratch = self._scratch.pop() if self._scratch else Buffer(FRAME_BYTES)
+        decode_frame(stored, frame.stored_bytes, frame.payload_bytes, scratch.address)
+        self._files.write(number, frame, scratch.view[: frame.payload_bytes])
+        self._scratch.append(scratch)
+        return stored

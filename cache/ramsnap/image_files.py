@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from cache.durable import write_all
 from cache.host_errors import host_errors
+from cache.memory_map import MemoryMap
 from spec.digest import digest_from_hash
 from spec.errors import DigestMismatch
 from spec.ramsnap import FRAME_BYTES, FrameRecord, RamsnapHeader, page_runs
@@ -30,6 +32,8 @@ class ImageFiles:
         self._fds: list[int] = []
         self._places: list[tuple[int, int]] = []
         """Descriptor and offset in the file, by the number of the frame."""
+        self._ram: MemoryMap | None = None
+        """The RAM file, for frames that are decoded in place; None where the host can't do that."""
         with host_errors(directory):
             directory.mkdir(mode=0o700, parents=True)
         try:
@@ -38,6 +42,7 @@ class ImageFiles:
                 for file in header.state:
                     self._create(self._state / file.name, file.size)
                 self._create(directory / RAM_NAME, header.memory_bytes)
+            self._ram = _map(self._fds[-1], header.memory_bytes)
         except BaseException:
             self.discard()
             raise
@@ -48,8 +53,31 @@ class ImageFiles:
         os.ftruncate(fd, size_bytes)
         self._places.extend((fd, at) for at in range(0, size_bytes, FRAME_BYTES))
 
-    def write(self, number: int, frame: FrameRecord, payload: bytes) -> None:
-        """Put the payload of a frame where it belongs; absent pages stay holes. Raises NoSpace, HostLimit, …"""
+    def place(self, number: int, frame: FrameRecord) -> int | None:
+        """The address at which the payload of a frame is to be put, with memory behind it; or None: use :meth:`write`.
+
+        Only RAM whose pages lie together has such a place. Raises NoSpace, HostLimit, …
+        """
+        if self._ram is None or frame.is_state:
+            return None
+        start, length = self._places[number][1], frame.payload_bytes
+        first = next(page_runs(frame.pages))
+        if first[1] * PAGE_BYTES != length:
+            return None
+        start += first[0] * PAGE_BYTES
+        with host_errors(self._directory):
+            try:
+                self._ram.populate(start, length, write=True)
+            except OSError as error:
+                if error.errno == errno.EINVAL:  # Linux before 5.14, where a store might be a SIGBUS
+                    return None
+                if error.errno == errno.EFAULT:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+                raise
+        return self._ram.address + start
+
+    def write(self, number: int, frame: FrameRecord, payload: bytes | memoryview) -> None:
+        """Put the payload of a frame where it belongs; absent pages stay as they are. Raises NoSpace, HostLimit, …"""
         fd, start = self._places[number]
         runs = ((0, payload),) if frame.is_state else _runs(frame.pages, payload)
         with host_errors(self._directory):
@@ -58,11 +86,7 @@ class ImageFiles:
 
     def finish(self) -> None:
         """Check the digests of the state files and close everything; the files stay. Raises DigestMismatch."""
-        for file in self._header.state:
-            with (self._state / file.name).open("rb") as stream:
-                actual = digest_from_hash(hashlib.file_digest(stream, "sha256"))
-            if actual != file.digest:
-                raise DigestMismatch(f"state file {file.name!r} has {actual}, the header says {file.digest}")
+        check_state(self._state, self._header)
         self._close()
 
     def discard(self) -> None:
@@ -71,11 +95,30 @@ class ImageFiles:
         shutil.rmtree(self._directory)
 
     def _close(self) -> None:
+        if self._ram is not None:
+            self._ram.close()
+            self._ram = None
         while self._fds:
             os.close(self._fds.pop())
 
 
-def _runs(pages: bytes, payload: bytes) -> Iterator[tuple[int, memoryview]]:
+def check_state(state: Path, header: RamsnapHeader) -> None:
+    """Raise DigestMismatch unless the state files are what the header says."""
+    for file in header.state:
+        with (state / file.name).open("rb") as stream:
+            actual = digest_from_hash(hashlib.file_digest(stream, "sha256"))
+        if actual != file.digest:
+            raise DigestMismatch(f"state file {file.name!r} has {actual}, the header says {file.digest}")
+
+
+def _map(fd: int, size_bytes: int) -> MemoryMap | None:
+    try:
+        return MemoryMap(fd, size_bytes, writable=True)
+    except OSError:  # some file systems have no shared mappings; then everything is written
+        return None
+
+
+def _runs(pages: bytes, payload: bytes | memoryview) -> Iterator[tuple[int, memoryview]]:
     """Cut the payload into runs of neighbouring pages, each with its offset in the frame's 4 MiB."""
     view, taken = memoryview(payload), 0
     for page, count in page_runs(pages):

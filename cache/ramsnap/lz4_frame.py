@@ -3,17 +3,20 @@
 A *data frame* holds at most 4 MiB, compressed. The *header frame* holds uncompressed blocks only: its length follows
 from the length of its content, so that it can be written last into a place reserved first.
 
-python-lz4 has traps that everybody who decodes must know: the one-shot ``decompress`` takes the first frame of several
-in silence, a truncated frame raises nothing, and the output is unbounded. :class:`FrameDecoder` deals with them.
+Coding is python-lz4's; decoding is ours, block by block into memory that is there already, because python-lz4 decodes
+into fresh ``bytes`` only, takes the first frame of several in silence, and lets a truncated frame pass.
 """
 
 from __future__ import annotations
 
+import ctypes
 import struct
 from typing import Final
 
 import lz4.frame
 
+from cache.ramsnap.buffer import Buffer
+from cache.ramsnap.liblz4 import decompress_block, xxh32, xxh32_of
 from spec.errors import CorruptRamsnap
 from spec.ramsnap import FRAME_BYTES
 from spec.sizes import KIB, MIB
@@ -46,33 +49,43 @@ def compress_frame(payload: bytes | memoryview) -> bytes:
     return frame
 
 
-class FrameDecoder:
-    """Decodes data frames one after another in one thread.
+def decode_frame(source: Buffer, length: int, payload_bytes: int, to: int) -> None:
+    """Decode a data frame, the first ``length`` bytes of ``source``, to the address ``to``, without the GIL.
 
-    It keeps its LZ4 context: a new one for each frame costs more than the decoding, because its buffers of 4 MiB come
-    and go as fresh memory.
+    It must have ``payload_bytes`` (at most 4 MiB), be complete, and be all there is. Each block must make as much as it
+    may, or all that is left: a frame of a million tiny blocks would be decoded a million times as slowly.
+    Raises CorruptRamsnap. Never writes more than ``payload_bytes``, whatever the frame says.
     """
+    frame = source.view[:length]
+    block_bytes = _check_descriptor(frame, payload_bytes)
+    at, made = DESCRIPTOR_BYTES, 0
+    while made < payload_bytes:
+        stored = _word(frame, at)
+        at += _U32.size
+        size, room = stored & ~_STORED, min(block_bytes, payload_bytes - made)
+        if not 0 < size <= min(block_bytes, length - at):
+            raise CorruptRamsnap(f"an LZ4 block claims {size} bytes")
+        if stored & _STORED:
+            if size == room:
+                ctypes.memmove(to + made, source.address + at, size)
+            decoded = size
+        else:
+            decoded = decompress_block(source.address + at, size, to + made, room)
+        if decoded != room:
+            raise CorruptRamsnap(f"an LZ4 block is malformed, or does not have {room} bytes of content")
+        at += size
+        made += room
+    if _word(frame, at) != 0 or length != at + 2 * _U32.size:
+        raise CorruptRamsnap(f"an LZ4 frame does not end where it must, after {payload_bytes} bytes of content")
+    if _word(frame, at + _U32.size) != xxh32(to, payload_bytes):
+        raise CorruptRamsnap("the checksum of an LZ4 frame does not hold")
 
-    def __init__(self) -> None:
-        self._context = lz4.frame.LZ4FrameDecompressor()
 
-    def decode(self, frame: bytes, payload_bytes: int) -> bytes:
-        """The content of a frame, which must have ``payload_bytes``, be complete, and be all there is.
-
-        Raises CorruptRamsnap. Never produces more than a block (4 MiB), whatever the frame says.
-        """
-        block_bytes = _check_descriptor(frame, payload_bytes)
-        context = self._context
-        context.reset()
-        try:
-            # Room for a whole block lets the library decode in place, without a copy through its own buffer.
-            payload: bytes = context.decompress(frame, max_length=max(block_bytes, payload_bytes))
-        except RuntimeError as error:
-            self._context = lz4.frame.LZ4FrameDecompressor()
-            raise CorruptRamsnap(f"LZ4: {error}") from error
-        if not context.eof or context.unused_data or len(payload) != payload_bytes:
-            raise CorruptRamsnap(f"an LZ4 frame does not end where it must, after {payload_bytes} bytes of content")
-        return payload
+def _word(frame: memoryview, at: int) -> int:
+    if at + _U32.size > len(frame):
+        raise CorruptRamsnap("an LZ4 frame ends too early")
+    word: int = _U32.unpack_from(frame, at)[0]
+    return word
 
 
 def header_frame_bytes(payload_bytes: int) -> int:
@@ -117,7 +130,7 @@ def decode_header_frame(frame: bytes) -> bytes:
     return payload
 
 
-def _check_descriptor(frame: bytes, payload_bytes: int) -> int:
+def _check_descriptor(frame: memoryview, payload_bytes: int) -> int:
     """The maximum block size, after checking that the frame is of our kind and claims the right content size."""
     if len(frame) < DESCRIPTOR_BYTES:
         raise CorruptRamsnap("an LZ4 frame is too short")
@@ -126,18 +139,16 @@ def _check_descriptor(frame: bytes, payload_bytes: int) -> int:
         raise CorruptRamsnap("an LZ4 frame is not independent with content size and checksum")
     if content_bytes != payload_bytes or payload_bytes > FRAME_BYTES:
         raise CorruptRamsnap(f"an LZ4 frame claims {content_bytes} bytes of content, the header {payload_bytes}")
+    if frame[:DESCRIPTOR_BYTES] != _descriptor(content_bytes, bd):
+        raise CorruptRamsnap("the checksum of an LZ4 frame's header does not hold")
     return _BLOCK_BYTES[bd]
 
 
-def _descriptor(content_bytes: int) -> bytes:
-    fields = struct.pack("<BBQ", _FLG, _BD_4_MIB, content_bytes)
-    return _U32.pack(_MAGIC) + fields + _content_checksum(fields)[1:2]
+def _descriptor(content_bytes: int, bd: int = _BD_4_MIB) -> bytes:
+    fields = struct.pack("<BBQ", _FLG, bd, content_bytes)
+    return _U32.pack(_MAGIC) + fields + bytes([xxh32_of(fields) >> 8 & 0xFF])
 
 
 def _content_checksum(content: bytes) -> bytes:
-    """xxh32 of the content, little-endian. python-lz4 does not offer the hash itself, but ends a frame with it."""
-    return compress_frame(content)[-_U32.size :] if content else _EMPTY_CHECKSUM
-
-
-_EMPTY_CHECKSUM: Final = bytes.fromhex("055dcc02")
-"""xxh32 of nothing, seed 0 (the library stores no checksum worth reading for an empty frame)."""
+    """xxh32 of the content, little-endian."""
+    return _U32.pack(xxh32_of(content))

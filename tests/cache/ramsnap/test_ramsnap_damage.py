@@ -116,6 +116,11 @@ HOSTILE_FRAMES: dict[str, Callable[[bytes], bytes]] = {
     "right claim, more content": lambda payload: _claims(FRAME_BYTES)(payload + bytes(PAGE_BYTES)),
     "a bomb": lambda _payload: _claims(FRAME_BYTES)(bytes(200 * FRAME_BYTES)),
     "garbage block": lambda payload: compress_frame(payload)[:15] + struct.pack("<I", 9) + b"\xff" * 9 + bytes(8),
+    "tiny blocks": lambda payload: (
+        compress_frame(payload)[:15]
+        + b"".join(struct.pack("<I", 1 << 31 | 8) + payload[at : at + 8] for at in range(0, len(payload) // 2, 8))
+        + bytes(8)
+    ),
     "other magic": lambda payload: b"\x02\x21\x4c\x18" + compress_frame(payload)[4:],
     "one byte": lambda _payload: b"\4",
 }
@@ -128,6 +133,17 @@ def test_frames_with_right_digests_and_wrong_content_are_refused(
     parts = Blob.read(blob)
     parts.replace_frame(FULL, HOSTILE_FRAMES[kind](b"".join(map(page_of, range(PAGES_PER_FRAME)))))
     assert isinstance(refused(blob, parts.assemble(blob), tmp_path / "out"), CorruptRamsnap)
+
+
+@pytest.mark.parametrize("block_size", [4, 5, 6, 7])
+def test_blocks_of_every_size_are_read(block_size: int, encoded: EncodedRamsnap, blob: Path, tmp_path: Path) -> None:
+    half = random.Random(3).randbytes(FRAME_BYTES // 2)  # blocks that are not compressed, and blocks that are
+    payload = half + bytes(FRAME_BYTES // 2)
+    parts = Blob.read(blob)
+    parts.replace_frame(FULL, _options(block_size=block_size)(payload))
+    decode(blob, parts.assemble(blob), tmp_path / "out", threads=1)
+    with (tmp_path / "out" / "ram").open("rb") as ram:
+        assert ram.read(FRAME_BYTES) == payload
 
 
 def test_a_frame_that_is_not_the_recorded_one_is_refused(encoded: EncodedRamsnap, blob: Path, tmp_path: Path) -> None:
