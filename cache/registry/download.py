@@ -14,8 +14,8 @@ from anyio import CapacityLimiter
 from cache.blob_store import BlobStore
 from cache.partial_blob import PartialBlob
 from cache.registry.blob_stream import BlobStream
-from cache.registry.download_progress import BlobProgress, Report, State, no_report
 from cache.registry.piece_writer import PieceWriter
+from cache.registry.progress import BlobProgress, Report, State, no_report
 from cache.registry.retry import RetryPolicy
 from cache.registry.sink import BlobSink, SinkFor, no_sink
 from cache.threads import ended, finish_in_thread

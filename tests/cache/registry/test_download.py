@@ -13,7 +13,7 @@ from aiohttp import web
 
 from cache.registry.client import Repository
 from cache.registry.download import Download, Downloads, Fetched
-from cache.registry.download_progress import BlobProgress
+from cache.registry.progress import BlobProgress
 from cache.registry.session import Session
 from cache.store import Store
 from spec.digest import digest_of

@@ -16,8 +16,8 @@ from cache.artifact import Artifact
 from cache.pack import pack
 from cache.registry.client import Repository
 from cache.registry.download import Downloads
-from cache.registry.download_progress import BlobProgress
 from cache.registry.index_choice import HostPlatform
+from cache.registry.progress import BlobProgress
 from cache.registry.pull import Pulled, PullOptions, pull
 from cache.registry.session import Session
 from cache.store import Store
