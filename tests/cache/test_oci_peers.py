@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import http.client
-import json
 import shutil
-import socket
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +14,7 @@ from cache.store import Store
 from spec.digest import digest_of
 from spec.reference import parse_reference
 from tests.cache.conftest import Packing, run
+from tests.cache.docker_registry import docker_registry
 
 pytestmark = [
     pytest.mark.real,
@@ -58,49 +55,8 @@ def test_skopeo_copies_a_layout_unchanged_and_into_ours(
 
 @pytest.fixture
 def registry(tmp_path: Path) -> Iterator[str]:
-    """Debian's docker-registry on the loopback interface; host and port."""
-    binary = shutil.which("docker-registry")
-    if binary is None:
-        pytest.skip("docker-registry is not installed")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
-    config = tmp_path / "registry.json"
-    config.write_text(
-        json.dumps(
-            {
-                "version": 0.1,
-                "log": {"level": "error"},
-                "storage": {"filesystem": {"rootdirectory": str(tmp_path / "registry")}},
-                "http": {"addr": address},
-            }
-        )
-    )
-    process = subprocess.Popen([binary, "serve", str(config)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        _wait_for(address)
+    with docker_registry(tmp_path) as address:
         yield address
-    finally:
-        process.terminate()
-        process.wait(10)
-
-
-def _wait_for(address: str) -> None:
-    deadline = time.monotonic() + 10
-    while not _answers(address):
-        assert time.monotonic() < deadline, "the registry does not come up"
-        time.sleep(0.05)
-
-
-def _answers(address: str) -> bool:
-    connection = http.client.HTTPConnection(address, timeout=1)
-    try:
-        connection.request("GET", "/v2/")
-        return connection.getresponse().status == 200
-    except OSError:
-        return False
-    finally:
-        connection.close()
 
 
 def test_through_a_registry_and_back(store: Store, packing: Packing, registry: str, tmp_path: Path) -> None:
