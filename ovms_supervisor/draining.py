@@ -38,7 +38,7 @@ async def drain(settings: Settings, lives: Collection[Life], snapshots: Collecti
 
 async def _settled(life: Life, may_run: bool) -> None:
     if may_run:
-        state = await life.instance.wait_for(InstanceState.RUNNING, InstanceState.PAUSED)
+        state = await life.instance.wait_for(InstanceState.RUNNING, InstanceState.PAUSED, InstanceState.PARKED)
         if not is_final(state):
             return
     await life.ended.wait()

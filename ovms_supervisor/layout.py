@@ -8,6 +8,7 @@
     <root>/daemon.lock
     <root>/instances/<id>/      disk-0.qcow2  disk-0.<generation>.qcow2                        while it lives
     <root>/disks/<name>/        disk.json  disk-0.qcow2  …                                     persistent disks
+    <root>/warm.json            which artifacts have clones parked
     <root>/storing/<uuid>/      overlays of a snapshot until they are in the store
 
 RAM, its snapshots and the images must be on one file system: they are hard links of each other.
@@ -108,6 +109,11 @@ class Layout:
     def storing(self) -> Path:
         """Overlays of snapshots that are on their way into the store."""
         return self.root / "storing"
+
+    @property
+    def warm_orders(self) -> Path:
+        """Which artifacts have clones parked, and how many."""
+        return self.root / "warm.json"
 
     def persistent_disk(self, name: str) -> Path:
         """The directory of the disk that is kept under an instance's name."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from functools import partial
 from types import TracebackType
 from typing import Self
@@ -31,16 +32,18 @@ from ovms_supervisor.instance.creation import create, forget
 from ovms_supervisor.instance.host import Host
 from ovms_supervisor.instance.owned import owned
 from ovms_supervisor.instance.pausing import pause, resume
+from ovms_supervisor.instance.plan import Plan
 from ovms_supervisor.instance.runtimes import Runtimes
 from ovms_supervisor.instance.shared_devices import inject
 from ovms_supervisor.instance.snapshot import snapshot, snapshot_reference
 from ovms_supervisor.instance.start import start
 from ovms_supervisor.layout import Layout
+from ovms_supervisor.pool import Pool
 from ovms_supervisor.readiness import host_troubles
 from ovms_supervisor.roster import Roster
-from spec.api import MmioWrite, SnapshotReply, StartRequest
+from spec.api import MmioWrite, SnapshotReply, StartRequest, WarmPool, WarmRequest
 from spec.digest import parse_digest
-from spec.errors import Busy, Conflict, InstanceNotFound, WrongState
+from spec.errors import Busy, CapacityExceeded, Conflict, InstanceNotFound, WrongState
 from spec.instance import InstanceState, is_live
 from vmm.driver import Driver, RuntimeName
 
@@ -66,6 +69,7 @@ class Supervisor:
             events=self.events,
         )
         self._roster = Roster()
+        self.pool = Pool(self._host, self._roster, self._begin, self._forget)
         self._lives: dict[str, Life] = {}
         self._snapshots: dict[str, anyio.Event] = {}
         self._troubles: list[str] = []
@@ -80,6 +84,8 @@ class Supervisor:
             found, self._troubles = await find_all(self._host)
             for each in found:
                 await self._take_over(each)
+            await self.pool.open(found)
+            self._tasks.start_soon(self.pool.run, name="keep clones parked")
             self._tasks.start_soon(self._host.runtimes.reports, name="probe runtimes")
             self._stack = stack.pop_all()
         return self
@@ -89,6 +95,7 @@ class Supervisor:
     ) -> None:
         self._draining = True
         try:
+            await self.pool.close()
             await drain(self._host.settings, tuple(self._lives.values()), tuple(self._snapshots.values()))
         finally:
             self._tasks.cancel_scope.cancel()
@@ -174,6 +181,14 @@ class Supervisor:
 
         return await life.perform("inject", work, InstanceState.RUNNING, InstanceState.PAUSED)
 
+    async def order_parked(self, request: WarmRequest) -> WarmPool:
+        """Keep clones of an artifact parked; see :meth:`Pool.order`."""
+        return await owned(self._tasks, partial(self.pool.order, request), "warm")
+
+    async def dissolve_parked(self, reference: str) -> None:
+        """Keep none any more; see :meth:`Pool.dissolve`."""
+        await owned(self._tasks, partial(self.pool.dissolve, reference), "warm")
+
     # --- inside -------------------------------------------------------------------------------------------------------
 
     def _life(self, instance: Instance, what: str) -> Life:
@@ -189,12 +204,28 @@ class Supervisor:
 
     async def _start(self, request: StartRequest) -> Instance:
         watch = Stopwatch()
-        with self._roster.reserved(request.overrides.name):
-            instance, plan, held = await create(self._host, request, watch)
+        with self._roster.reserved(request.overrides.name), self.pool.traffic.start():
+            claimed, why_not = await self.pool.claim(request, watch)
+            if claimed is not None:
+                return claimed
+            instance, plan, held = await self._create(request, watch)
+            plan = replace(plan, not_claimed=why_not)
             self._roster.add(instance)
         instance.announce()
-        await self._begin(Life(instance, partial(start, plan=plan), held))
+        await self._begin(Life(instance, partial(self._bring_up, plan=plan), held))
         return instance
+
+    async def _create(self, request: StartRequest, watch: Stopwatch) -> tuple[Instance, Plan, AsyncExitStack]:
+        while True:
+            try:
+                return await create(self._host, request, watch)
+            except CapacityExceeded:
+                if not await self.pool.give_way():
+                    raise
+
+    async def _bring_up(self, life: Life, *, plan: Plan) -> None:
+        with self.pool.traffic.start():
+            await start(life, plan)
 
     async def _begin(self, life: Life) -> None:
         """Start the task of a life; it needs nobody else from then on."""
@@ -208,6 +239,7 @@ class Supervisor:
             _log.exception("the life of an instance broke", instance=life.instance.id)  # and not those of the others
         finally:
             self._lives.pop(life.instance.id, None)
+        await self.pool.ended(life)
 
     async def _take_over(self, found: Found) -> None:
         self._roster.add(found.instance)
@@ -220,13 +252,16 @@ class Supervisor:
             if is_live(instance.state):
                 await life.stop(StopOrder(0, "removed by force"))
             await life.ended.wait()
-        if instance not in self._roster:
+        if instance not in self._roster and instance.record.pool is None:
             raise InstanceNotFound(f"instance {instance.id} was removed meanwhile")
+        await self._forget(instance)
+
+    async def _forget(self, instance: Instance) -> None:
         with anyio.CancelScope(shield=True):
             await run_sync(forget, self._host, instance.paths)
         if instance in self._roster:
             self._roster.remove(instance)
-            self.events.publish("instance.removed", instance_id=instance.id, name=instance.name)
+            instance.tell("instance.removed")
 
     async def _snapshot(self, life: Life, tag: str) -> SnapshotReply:
         instance = life.instance

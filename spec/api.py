@@ -16,6 +16,9 @@ INSTANCE_NAME = r"^[a-z0-9][a-z0-9_.-]{0,62}$"
 MAX_INJECT_BYTES = 2 << 20
 """Of one ``POST /inject``, written and read together: base64 and JSON of that take 5 ms, and a loop has no more."""
 
+MAX_PARKED = 100_000
+"""Of one artifact; what the host can bear is less."""
+
 InstanceId = Annotated[str, Meta(min_length=1, max_length=64)]
 """An id, a unique prefix of at least 4 characters, or a name."""
 
@@ -125,6 +128,44 @@ class InstanceList(msgspec.Struct, frozen=True, kw_only=True):
     """``GET /instances``, oldest first."""
 
     instances: list[InstanceInfo]
+
+
+class WarmRequest(_Request, frozen=True, kw_only=True):
+    """``POST /warm``: keep clones of an artifact parked; a count of 0 dissolves its pool."""
+
+    manifest: Annotated[str, Meta(min_length=1, max_length=4096)]
+    count: Annotated[int, Meta(ge=0, le=MAX_PARKED)]
+    """At first, and for as long as ``min`` and ``max`` say nothing else."""
+    min: Annotated[int, Meta(ge=0, le=MAX_PARKED)] | None = None
+    """Without demand."""
+    max: Annotated[int, Meta(ge=0, le=MAX_PARKED)] | None = None
+    """Under demand."""
+
+
+class WarmPool(msgspec.Struct, frozen=True, kw_only=True):
+    """The parked clones of an artifact: how many were ordered, how many there are, how they served since the order."""
+
+    manifest: str
+    digest: str | None
+    """The artifact that the reference means; null while it means none that can be restored here."""
+    count: int
+    min: int
+    max: int
+    wanted: int
+    """Between min and max, by demand."""
+    parked: int
+    parking: int
+    """Being restored."""
+    hits: int
+    misses: int
+    trouble: str | None
+    """Why there are fewer than wanted, if something is wrong."""
+
+
+class WarmList(msgspec.Struct, frozen=True, kw_only=True):
+    """``GET /warm``."""
+
+    pools: list[WarmPool]
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

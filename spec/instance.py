@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Literal
 
 import msgspec
 
 
 class InstanceState(StrEnum):
-    """The states of an instance; ``stopped`` and ``failed`` are final."""
+    """The states of an instance; ``stopped`` and ``failed`` are final.
+
+    ``parked``: restored and standing still, a machine that nobody has asked for yet; a start that it fits claims it.
+    """
 
     STARTING = "starting"
+    PARKED = "parked"
     RUNNING = "running"
     PAUSED = "paused"
     STOPPING = "stopping"
@@ -19,7 +24,12 @@ class InstanceState(StrEnum):
 
 
 _TRANSITIONS: dict[InstanceState, frozenset[InstanceState]] = {
-    InstanceState.STARTING: frozenset({InstanceState.RUNNING, InstanceState.STOPPING, InstanceState.FAILED}),
+    InstanceState.STARTING: frozenset(
+        {InstanceState.PARKED, InstanceState.RUNNING, InstanceState.STOPPING, InstanceState.FAILED}
+    ),
+    InstanceState.PARKED: frozenset(
+        {InstanceState.RUNNING, InstanceState.STOPPING, InstanceState.STOPPED, InstanceState.FAILED}
+    ),
     InstanceState.RUNNING: frozenset(
         {InstanceState.PAUSED, InstanceState.STOPPING, InstanceState.STOPPED, InstanceState.FAILED}
     ),
@@ -80,11 +90,19 @@ class Degradation(msgspec.Struct, frozen=True, kw_only=True):
     detail: str
 
 
+StartPath = Literal["booted", "restored", "claimed"]
+"""Claimed: it was there before it was asked for, restored and paused, and only had to go on."""
+
+
 class StartMetrics(msgspec.Struct, frozen=True, kw_only=True):
     """How long the start took, from the request to ``running``, and each phase; milliseconds by the monotonic clock."""
 
     total_ms: float
     phases: dict[str, float]
+    path: StartPath | None = None
+    """How it came to run; None for what an older daemon started."""
+    not_claimed: str | None = None
+    """Why it could not have a parked clone, where its artifact has a pool of them."""
 
 
 class MemoryMetrics(msgspec.Struct, frozen=True, kw_only=True):

@@ -118,14 +118,20 @@ def _check_writes(writes: list[MmioWrite]) -> None:
 
 @routes.get("/instances")
 async def instances(request: web.Request) -> web.Response:
-    """All live instances; with ``all=true`` also those that have ended, with ``status=`` those in that state."""
-    context, query = request.app[CONTEXT], Query(request, "all", "status")
+    """All live instances; with ``all=true`` also those that have ended, with ``status=`` those in that state.
+
+    Parked clones are nobody's yet: they come with ``parked=true`` or ``status=parked`` only.
+    """
+    context, query = request.app[CONTEXT], Query(request, "all", "status", "parked")
     status = query.choice("status", *InstanceState)
     everything = query.flag("all") or status is not None
+    parked = query.flag("parked") or status is InstanceState.PARKED
     found = [
         instance
         for instance in context.supervisor.instances()
-        if (everything or is_live(instance.state)) and status in (None, instance.state)
+        if (everything or is_live(instance.state))
+        and status in (None, instance.state)
+        and (parked or instance.state is not InstanceState.PARKED)
     ]
     infos = [await instance.info() for instance in found]
     return reply(InstanceList(instances=sorted(infos, key=lambda info: info.created_at)))

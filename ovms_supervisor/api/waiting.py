@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
@@ -19,7 +20,12 @@ if TYPE_CHECKING:
 
 async def wait_for(context: Context, instance: Instance, timeout_s: float, *states: InstanceState) -> None:
     """Return when the instance is in a state or a final one, when the time is up, or when the daemon stops."""
-    reached = asyncio.ensure_future(instance.wait_for(*states))
+    await until(context, instance.wait_for(*states), timeout_s)
+
+
+async def until(context: Context, moment: Coroutine[Any, Any, object], timeout_s: float) -> None:
+    """Return when the moment has come, when the time is up, or when the daemon stops."""
+    reached = asyncio.ensure_future(moment)
     stopping = asyncio.ensure_future(context.stopping.wait())
     try:
         await asyncio.wait((reached, stopping), timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)

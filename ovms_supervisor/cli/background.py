@@ -16,9 +16,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from ovms_supervisor.cli import output
 from spec.errors import DaemonUnreachable, PermissionMissing, VmmTimeout
 
 if TYPE_CHECKING:
+    from ovms_supervisor.cli.invocation import Invocation
     from ovms_supervisor.config import Settings
 
 START_LIMIT_S = 30.0
@@ -59,6 +61,15 @@ def owner(socket: Path) -> int | None:
 def log_file(settings: Settings) -> Path:
     """Where a daemon in the background writes its log."""
     return settings.run_dir / "daemon.log"
+
+
+def ensure(invocation: Invocation) -> None:
+    """Start a daemon in the background, and say so, if none answers. Raises DaemonUnreachable, PermissionMissing."""
+    settings = invocation.settings
+    if not answers(settings.socket):
+        pid = start(settings, invocation.arguments())
+        if pid is not None:
+            output.message(f"started the daemon (pid {pid}), log {log_file(settings)}")
 
 
 def start(settings: Settings, arguments: list[str]) -> int | None:

@@ -26,6 +26,7 @@ SECTIONS: Final[dict[str, dict[str, Entry]]] = {
         "resume": Entry("lifecycle", "Let paused machines go on."),
         "rm": Entry("lifecycle", "Remove stopped machines."),
         "snapshot": Entry("snapshot", "Save a machine as a new artifact."),
+        "warm": Entry("warm", "Keep clones parked, to be started in a moment."),
         "inject": Entry("inject", "Write or read the shared memory of a machine."),
         "events": Entry("events", "Print what happens, as it happens."),
     },

@@ -33,6 +33,9 @@ from spec.api import (
     StatusReply,
     StopRequest,
     Version,
+    WarmList,
+    WarmPool,
+    WarmRequest,
 )
 from spec.decoding import from_json
 from spec.instance import InstanceInfo, InstanceState
@@ -124,9 +127,34 @@ class Client:
         path = f"/status/{quote(instance_id, safe='')}"
         return await self._connection.call("GET", path, InstanceInfo, limit_s=ANSWER_S)
 
-    async def instances(self, *, everything: bool = True, status: InstanceState | None = None) -> list[InstanceInfo]:
-        """Instances, oldest first: all, only those that live, or only those in one state."""
-        query = {"all": everything, "status": status}
+    async def warm(
+        self,
+        manifest: str,
+        count: int,
+        *,
+        least: int | None = None,
+        most: int | None = None,
+        wait: Literal["parked"] | None = None,
+        timeout_s: float | None = None,
+    ) -> WarmPool:
+        """Keep clones of an artifact parked; ``wait`` until they are, or something keeps them from being so."""
+        body = WarmRequest(manifest=manifest, count=count, min=least, max=most)
+        query, limit_s = _waiting(wait, timeout_s)
+        return await self._connection.call("POST", "/warm", WarmPool, body=body, query=query, limit_s=limit_s)
+
+    async def pools(self) -> list[WarmPool]:
+        """The pools of parked clones."""
+        return (await self._connection.call("GET", "/warm", WarmList, limit_s=ANSWER_S)).pools
+
+    async def dissolve(self, manifest: str) -> None:
+        """Keep no clones of an artifact any more; those that are parked end in the background."""
+        await self._connection.call("DELETE", "/warm", NoneType, query={"manifest": manifest}, limit_s=ANSWER_S)
+
+    async def instances(
+        self, *, everything: bool = True, status: InstanceState | None = None, parked: bool = False
+    ) -> list[InstanceInfo]:
+        """Instances, oldest first: all, only those that live, or only those in one state; parked clones if wanted."""
+        query = {"all": everything, "status": status, "parked": parked}
         reply = await self._connection.call("GET", "/instances", InstanceList, query=query, limit_s=ANSWER_S)
         return reply.instances
 

@@ -48,6 +48,7 @@ class Document(_Part, frozen=True, kw_only=True):
     on_exit: OnExit | UnsetType = UNSET
     log_format: LogFormat | UnsetType = UNSET
     log_level: LogLevel | UnsetType = UNSET
+    warm_reserve: Size | UnsetType = UNSET
     memory: Size | UnsetType = UNSET
     cpus: Annotated[int, Meta(ge=1, le=255)] | UnsetType = UNSET
     runtimes: Runtimes | UnsetType = UNSET

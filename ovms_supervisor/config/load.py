@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from ovms_supervisor.config import directories, document, host
-from ovms_supervisor.config.settings import DEFAULT_IMAGE_SHARE, Settings
+from ovms_supervisor.config.settings import DEFAULT_IMAGE_SHARE, DEFAULT_WARM_RESERVE_SHARE, Settings
 from spec.errors import FileMissing, InvalidConfig, InvalidSize, PermissionMissing
 from spec.sizes import KIB, MIB, parse_size
 
@@ -188,6 +188,13 @@ def _resolve(layers: _Layers, environ: Mapping[str, str]) -> Settings:
         on_exit=layers.take("on_exit", defaults.on_exit),
         log_format=layers.take("log_format", defaults.log_format),
         log_level=layers.take("log_level", defaults.log_level),
+        warm_reserve_bytes=layers.size(
+            "warm_reserve",
+            int(total * DEFAULT_WARM_RESERVE_SHARE),
+            minimum=0,
+            share_of=total,
+            why=f"{DEFAULT_WARM_RESERVE_SHARE:.0%} of memory",
+        ),
         default_memory_bytes=layers.size("memory", defaults.default_memory_bytes, minimum=_MIN_MEMORY_BYTES),
         default_cpus=layers.take("cpus", defaults.default_cpus),
         binaries={name: _binary(layers, f"runtimes.{name}.binary") for name in defaults.binaries},

@@ -19,9 +19,16 @@ LogLevel = Literal["debug", "info", "warning", "error"]
 DEFAULT_IMAGE_SHARE = 0.5
 """Of the memory of this host: what resident images may take together unless ``image_budget`` says otherwise."""
 
+DEFAULT_WARM_RESERVE_SHARE = 0.05
+"""Of the memory of this host: what parked clones leave alone unless ``warm_reserve`` says otherwise."""
+
 
 def _default_image_budget() -> int:
     return int(host.memory_total_bytes() * DEFAULT_IMAGE_SHARE)
+
+
+def _default_warm_reserve() -> int:
+    return int(host.memory_total_bytes() * DEFAULT_WARM_RESERVE_SHARE)
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,6 +58,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     log_format: LogFormat = "auto"
     """Of the daemon's own log; ``auto`` is ``console`` on a terminal, else ``json``."""
     log_level: LogLevel = "info"
+    warm_reserve_bytes: int = msgspec.field(default_factory=_default_warm_reserve)
+    """Memory that must be available for clones to be parked; below it those that are parked give way."""
     default_memory_bytes: int = 512 * MIB
     """For artifacts that name no memory size."""
     default_cpus: int = 1

@@ -33,7 +33,7 @@ from vmm.process import VmmProcess
 
 _log = structlog.get_logger(__name__)
 
-_WITH_VMM = (InstanceState.RUNNING, InstanceState.PAUSED, InstanceState.STOPPING)
+_WITH_VMM = (InstanceState.PARKED, InstanceState.RUNNING, InstanceState.PAUSED, InstanceState.STOPPING)
 _INTERRUPTED = "the daemon ended while it was starting"
 
 
@@ -134,7 +134,7 @@ async def _take_over(host: Host, record: Record, boot: str) -> Found:
         lost = error if isinstance(error, endings.Lost) else endings.Lost(f"it could not be taken over: {error}")
         return Found(instance, await _ending(instance, lost, undo))
     _log.info("re-adopted", instance=record.instance_id, pid=record.vm and record.vm.pid, state=record.state)
-    host.events.publish("instance.adopted", instance_id=instance.id, name=instance.name)
+    instance.tell("instance.adopted")
     return Found(instance, Life(instance, _as_it_is, undo))
 
 

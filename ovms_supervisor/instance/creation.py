@@ -25,9 +25,12 @@ from spec.digest import Digest, parse_digest
 from spec.instance import DeviceInfo, ManifestInfo
 
 
-async def create(host: Host, request: StartRequest, watch: Stopwatch) -> tuple[Instance, Plan, AsyncExitStack]:
+async def create(
+    host: Host, request: StartRequest, watch: Stopwatch, *, pool: str | None = None
+) -> tuple[Instance, Plan, AsyncExitStack]:
     """Resolve, admit, and write down a new instance; returns also the promises that its life must keep.
 
+    With ``pool`` it is one that nobody has asked for yet: a parked clone of the pool of that reference.
     What it raises is the caller's; then no instance has ever existed.
     """
     async with undone_on_failure() as held:
@@ -41,7 +44,7 @@ async def create(host: Host, request: StartRequest, watch: Stopwatch) -> tuple[I
             with watch.phase("admit"):
                 plan = await admit(host, resolved, watch)
                 hold_reservation(host, held, await host.capacity.reserve(_own_bytes(plan), paths.memory))
-            instance = Instance(host, _record(instance_id, plan, await run_sync(boot_id)))
+            instance = Instance(host, _record(instance_id, plan, await run_sync(boot_id), pool))
             await instance.journal.write(instance.record)
         return instance, plan, held
 
@@ -63,7 +66,7 @@ def _own_bytes(plan: Plan) -> int:
     return (0 if plan.ramsnap else plan.memory_bytes) + sum(device.size_bytes for device in plan.devices)
 
 
-def _record(instance_id: str, plan: Plan, boot: str) -> Record:
+def _record(instance_id: str, plan: Plan, boot: str, pool: str | None) -> Record:
     digest = plan.artifact.digest
     snapshot = plan.artifact.manifest.ram_snapshot
     return Record(
@@ -80,5 +83,6 @@ def _record(instance_id: str, plan: Plan, boot: str) -> Record:
         devices=[DeviceInfo(type="ivshmem", name=each.name, size_bytes=each.size_bytes) for each in plan.devices],
         created_at=utc_now(),
         degraded=list(plan.degraded),
+        pool=pool,
         mlock_required=snapshot.mlock_required if snapshot else False,
     )

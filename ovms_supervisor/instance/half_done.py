@@ -21,7 +21,7 @@ async def finish_half_done(instance: Instance) -> None:
         match doing.what:
             case "pause":
                 await _pause(instance)
-            case "resume":
+            case "resume" | "claim":
                 await _go_on(instance)
             case "snapshot":
                 await _give_up_snapshot(instance)

@@ -80,7 +80,21 @@ class Instance:
     def announce(self) -> None:
         """Tell everybody that it exists."""
         self._log.info("instance created", artifact=self.record.manifest.ref, boot=self.record.boot)
-        self.host.events.publish(f"instance.{self.state}", instance_id=self.id, name=self.name, cause="requested")
+        self.tell(f"instance.{self.state}", cause="requested")
+
+    def tell(self, type: str, cause: str | None = None) -> None:  # noqa: A002 - the word of the event's own field
+        """Publish an event about it, unless it is a parked clone: a machine that nobody has asked for yet."""
+        if self.record.pool is None:
+            self.host.events.publish(type, instance_id=self.id, name=self.name, cause=cause)
+
+    def claimed(self, record: Record) -> None:
+        """A parked clone has become somebody's machine, which runs; ``record`` is what its journal says now."""
+        self.record = record
+        self._log = _log.bind(instance=record.instance_id, name=record.name)
+        self._log.info("instance claimed", artifact=record.manifest.ref)
+        self.tell(f"instance.{InstanceState.STARTING}", cause="requested")
+        self.tell(f"instance.{record.state}", cause="claimed a parked clone")
+        self._wake(record.state)
 
     async def become(self, new: InstanceState, cause: str, *, exit: ExitInfo | None = None) -> None:  # noqa: A002
         """The one way from state to state: changed at once, then written down, logged, told to everybody.
@@ -101,8 +115,9 @@ class Instance:
         try:
             await self.save()
         finally:  # cancelled or not, it is so
-            self._log.info("instance state", old=old, new=new, cause=cause)
-            self.host.events.publish(f"instance.{new}", instance_id=self.id, name=self.name, cause=cause)
+            tell = self._log.debug if self.record.pool is not None else self._log.info
+            tell("instance state", old=old, new=new, cause=cause)
+            self.tell(f"instance.{new}", cause)
             self._wake(new)
 
     def running_vm(self) -> Vm:

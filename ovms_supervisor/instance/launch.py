@@ -16,9 +16,19 @@ from vmm.driver import Driver, Machine, Vm, VmmFiles
 
 
 async def launch(
-    instance: Instance, driver: Driver, machine: Machine, state_dir: Path | None, undo: AsyncExitStack, watch: Stopwatch
+    instance: Instance,
+    driver: Driver,
+    machine: Machine,
+    state_dir: Path | None,
+    undo: AsyncExitStack,
+    watch: Stopwatch,
+    *,
+    resume: bool = True,
 ) -> None:
-    """Start the process and let the vCPUs run; ``state_dir`` is that of the snapshot to continue from. Raises Vmm*."""
+    """Start the process and let the vCPUs run; ``state_dir`` is that of the snapshot to continue from. Raises Vmm*.
+
+    Without ``resume`` a machine that is restored stands still.
+    """
     hold_vm(instance, undo)
     restoring = state_dir is not None
     with watch.phase("spawn"):
@@ -27,7 +37,7 @@ async def launch(
         instance.record.vm = await record_of(vm, 0)
     with watch.phase("restore" if restoring else "boot"):
         if state_dir is not None:
-            await vm.restore(state_dir, resume=True)
+            await vm.restore(state_dir, resume=resume)
         else:
             await vm.boot()
 

@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 _log = structlog.get_logger(__name__)
 
-_RUNS = (InstanceState.RUNNING, InstanceState.PAUSED)
+_RUNS = (InstanceState.PARKED, InstanceState.RUNNING, InstanceState.PAUSED)
 _LIVE = (InstanceState.STARTING, *_RUNS)
 
 

@@ -45,3 +45,5 @@ class Plan:
     ramsnap: Descriptor | None
     """The RAM snapshot to continue from; None exactly for a cold boot."""
     degraded: list[Degradation] = field(default_factory=list)
+    not_claimed: str | None = None
+    """Why no parked clone could serve, if its artifact has some."""

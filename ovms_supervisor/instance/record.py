@@ -34,7 +34,7 @@ class VmRecord(msgspec.Struct, frozen=True, kw_only=True):
 class Doing(msgspec.Struct, frozen=True, kw_only=True):
     """Written before something that, half done, leaves the machine other than its state says."""
 
-    what: Literal["pause", "resume", "snapshot"]
+    what: Literal["pause", "resume", "snapshot", "claim"]
     overlay: Path | None = None
     """The overlay that a snapshot switches to."""
 
@@ -69,6 +69,8 @@ class Record(msgspec.Struct, kw_only=True):
     """Overlays that snapshots have frozen but could not store, lowest first."""
     generation: int = 0
     """The last one that was begun, also by a snapshot that was given up: its file names are not used again."""
+    pool: str | None = None
+    """The reference whose pool of parked clones it belongs to; None once it is somebody's machine."""
     vm: VmRecord | None = None
     doing: Doing | None = None
 

@@ -12,8 +12,11 @@ from ovms_supervisor.instance.plan import Plan
 from spec.instance import InstanceState, StartMetrics
 
 
-async def start(life: Life, plan: Plan) -> None:
-    """Bring the instance to ``running``. ``resolve`` and ``admit`` have been before it existed."""
+async def start(life: Life, plan: Plan, *, park: bool = False) -> None:
+    """Bring the instance to ``running``, or with ``park`` to where only a resume is missing.
+
+    ``resolve`` and ``admit`` have been before it existed.
+    """
     instance = life.instance
     hold_directory(instance, life.undo)
     hold_image(instance, life.undo)
@@ -22,6 +25,14 @@ async def start(life: Life, plan: Plan) -> None:
     state_dir: Path | None = instance.image.state_dir if instance.image else None
     driver = instance.host.driver(plan.runtime.name)
     with plan.watch.phase("launch"):
-        await launch(instance, driver, machine, state_dir, life.undo, plan.watch)
-    instance.record.start = StartMetrics(total_ms=plan.watch.total_ms, phases=plan.watch.phases_ms)
+        await launch(instance, driver, machine, state_dir, life.undo, plan.watch, resume=not park)
+    instance.record.start = StartMetrics(
+        total_ms=plan.watch.total_ms,
+        phases=plan.watch.phases_ms,
+        path="restored" if state_dir else "booted",
+        not_claimed=plan.not_claimed,
+    )
+    if park:
+        await instance.become(InstanceState.PARKED, "restored, to be claimed")
+        return
     await instance.become(InstanceState.RUNNING, "restored from its snapshot" if state_dir else "booted")

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spec.api import InjectRequest, InstanceRequest, SnapshotRequest, StartRequest, StopRequest
+from spec.api import InjectRequest, InstanceRequest, SnapshotRequest, StartRequest, StopRequest, WarmRequest
 from tests.api.document import violations
 
 _NAMES = ["instance_id", "manifest", "overrides", "tag", "timeout_s", "content", "mmio", "device", "offset", "read"]
@@ -45,6 +45,9 @@ _BODIES: dict[type[msgspec.Struct], st.SearchStrategy[Any]] = {
     ),
     InstanceRequest: _values,
     SnapshotRequest: st.fixed_dictionaries({"instance_id": st.just("web")}, optional={"tag": _values}),
+    WarmRequest: st.fixed_dictionaries(
+        {"manifest": st.just("demo:1"), "count": _scalars}, optional={"min": _scalars, "max": _scalars}
+    ),
     InjectRequest: st.fixed_dictionaries(
         {"instance_id": st.just("web")},
         optional={

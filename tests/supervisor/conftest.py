@@ -85,6 +85,7 @@ class Site:
             "socket": self.directory / "run" / "ovms.sock",
             "image_dir": self.directory / "images",
             "image_budget_bytes": 1 << 30,
+            "warm_reserve_bytes": 0,
             "stop_grace_s": 2.0,
             "on_exit": "stop",
             **changes,

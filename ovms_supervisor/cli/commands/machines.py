@@ -21,11 +21,12 @@ if TYPE_CHECKING:
 
 @click.command("ps", cls=OvmCommand, examples=["ovm ps", "ovm ps -aq", "ovm stop $(ovm ps -q)"])
 @click.option("-a", "--all", "everything", is_flag=True, help="Ended machines too.")
+@click.option("--parked", is_flag=True, help="Parked clones too (ovm warm).")
 @click.option("-q", "--quiet", is_flag=True, help="Print ids only.")
 @pass_invocation
-def ps_command(invocation: Invocation, everything: bool, quiet: bool) -> None:
+def ps_command(invocation: Invocation, everything: bool, parked: bool, quiet: bool) -> None:
     """List the machines that live, oldest first. Without a daemon there are none."""
-    machines = run_async(lambda: _listed(invocation, everything))
+    machines = run_async(lambda: _listed(invocation, everything, parked))
     if quiet:
         for each in machines:
             output.data(each.instance_id)
@@ -37,10 +38,10 @@ def ps_command(invocation: Invocation, everything: bool, quiet: bool) -> None:
         )
 
 
-async def _listed(invocation: Invocation, everything: bool) -> list[InstanceInfo]:
+async def _listed(invocation: Invocation, everything: bool, parked: bool) -> list[InstanceInfo]:
     try:
         async with invocation.client() as client:
-            return await client.instances(everything=everything)
+            return await client.instances(everything=everything, parked=parked)
     except DaemonUnreachable as error:
         left = _left_behind(invocation)
         known = f"an earlier one left the records of {left}; 'ovm serve --detach' takes them over"
@@ -108,7 +109,10 @@ def _facts(info: InstanceInfo) -> Iterator[tuple[str, str]]:
             yield what, f"{time} ({output.ago(time)})"
     if start := info.metrics.start:
         phases = ", ".join(f"{name} {ms:.1f}" for name, ms in start.phases.items())
-        yield "start", f"{start.total_ms:.1f} ms ({phases})" if phases else f"{start.total_ms:.1f} ms"
+        how = f"{start.path} in " if start.path else ""
+        yield "start", f"{how}{start.total_ms:.1f} ms ({phases})" if phases else f"{how}{start.total_ms:.1f} ms"
+        if start.not_claimed:
+            yield "not claimed", start.not_claimed
     if memory := info.metrics.memory:
         if info.boot == "restore":
             yield "shared", f"{format_size(memory.shared_bytes)} of the image, with other clones"

@@ -78,21 +78,12 @@ def run_command(
     }
     names = [name] if count == 1 else [f"{name}-{n}" if name else None for n in range(1, count + 1)]
     requests = [StartRequest(manifest=source, overrides=Overrides(**overrides, name=each)) for each in names]
-    _ensure_daemon(invocation)
+    background.ensure(invocation)
     failures = run_async(lambda: _start_all(invocation, requests))
     for error in failures[1:]:
         output.error(error, json=invocation.json)
     if failures:
         raise failures[0]
-
-
-def _ensure_daemon(invocation: Invocation) -> None:
-    settings = invocation.settings
-    if background.answers(settings.socket):
-        return
-    pid = background.start(settings, invocation.arguments())
-    if pid is not None:
-        output.message(f"started the daemon (pid {pid}), log {background.log_file(settings)}")
 
 
 async def _start_all(invocation: Invocation, requests: list[StartRequest]) -> list[OvmsError]:
