@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
+from collections.abc import Callable
 from concurrent.futures import CancelledError
 from pathlib import Path
 from types import TracebackType
@@ -90,19 +91,24 @@ class RamsnapDecoder:
         destination: Path,
         *,
         onto: Digest | None = None,
+        vouched: bool = False,
+        admit: Callable[[RamsnapIndex], None] = lambda _: None,
         blob_bytes: int | None = None,
         limits: RamsnapLimits = DEFAULT_LIMITS,
         threads: int | None = None,
     ) -> None:
-        """No I/O yet. ``onto``: as for :func:`decode`.
+        """No I/O yet. ``onto``: as for :func:`decode`. ``vouched``: the caller hashes the whole itself, and calls
+        :meth:`finish` only if the digest holds. ``admit`` is told what the header says before anything is made, and
+        raises what speaks against it.
 
         ``blob_bytes``: the size of the blob where it is known; another one is refused at the header.
         """
-        self._destination = destination
+        self.destination: Final = destination
         self._onto = onto
         self._blob_bytes = blob_bytes
         self._limits = limits
-        self._hash = hashlib.sha256()
+        self._admit = admit
+        self._hash = None if vouched else hashlib.sha256()
         self._head = bytearray()
         self._index: RamsnapIndex | None = None
         self._next_frame = 0
@@ -146,7 +152,8 @@ class RamsnapDecoder:
         """So many bytes were written to the :meth:`room`. Raises what :func:`decode` does."""
         assert self._part is not None  # noqa: S101 - a bug of the caller
         piece = self._part.view[self._held : self._held + length]
-        self._hash.update(piece)
+        if self._hash is not None:
+            self._hash.update(piece)
         self._missing -= length
         if self._index is None:
             self._head += piece
@@ -171,8 +178,7 @@ class RamsnapDecoder:
             )
         while len(self._window):
             self._window.take()
-        actual = digest_from_hash(self._hash)
-        if actual != expected:
+        if self._hash is not None and (actual := digest_from_hash(self._hash)) != expected:
             raise DigestMismatch(f"the ramsnap has {actual}, not {expected}", expected=expected, actual=actual)
         self._files.finish()
         self._files = None
@@ -202,10 +208,11 @@ class RamsnapDecoder:
         self._head.clear()
         if self._blob_bytes is not None:
             check_length(self._blob_bytes, index)
+        self._admit(index)
         if self._onto is not None:
-            self._files = LayeredFiles(self._destination, index, self._onto)
+            self._files = LayeredFiles(self.destination, index, self._onto)
         elif index.header.parent is None:
-            self._files = ImageFiles(self._destination, index.header)
+            self._files = ImageFiles(self.destination, index.header)
         else:
             raise Unsupported("the ramsnap holds only what changed since another one")
         self._index = index

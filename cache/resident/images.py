@@ -14,6 +14,7 @@ from anyio import CapacityLimiter
 
 from cache.mlock import raise_lock_limit
 from cache.ramsnap import BlobPath, EncodedRamsnap
+from cache.resident.arrival import Arrival
 from cache.resident.directory import ImageDirectory, Published
 from cache.resident.entry import Entry
 from cache.resident.load import Load
@@ -24,6 +25,7 @@ from cache.threads import finish_in_thread
 from spec.digest import Digest
 from spec.errors import BlobNotFound, Conflict, InternalError, InvalidInput, MlockLimit, Unsupported
 from spec.instance import Degradation
+from spec.oci import Descriptor
 from spec.ramsnap import DEFAULT_LIMITS, RamsnapHeader, RamsnapLimits
 
 T = TypeVar("T")
@@ -83,6 +85,7 @@ class ResidentImages:
         the parents of layers are; by default none is there.
         """
         self._mlock = mlock
+        self._limits = limits
         self._directory = ImageDirectory(image_dir)
         self._chores = CapacityLimiter(_CHORES)
         self._shelf = Shelf(self._directory, self._chores)
@@ -166,17 +169,18 @@ class ResidentImages:
         (CorruptRamsnap: the staging does not hold what the header says), the staging is still the caller's.
         """
         self._check_staging(staging)
+        return self._view(await self._take_over(staging, encoded.digest, header), [])
 
-        async def publish(_load: Load) -> Published:
-            return await self._chore(partial(self._directory.publish, staging, encoded.digest, header))
+    def arrival(self, blob: Descriptor) -> Arrival:
+        """For who downloads a ramsnap blob: fed with it, the image is resident as soon as its digest is known to hold.
 
-        entry = await self._shelf.acquire(encoded.digest, publish)
-        try:
-            await self.discard(staging)  # it is gone, unless the image was here or being loaded
-        except BaseException:
-            self._shelf.give_up(entry)
-            raise
-        return self._view(entry, [])
+        Without a reference: who wants the image takes a :meth:`lease` then, as for any other.
+        """
+
+        async def publish(staging: Path, digest: Digest, header: RamsnapHeader) -> None:
+            self._shelf.give_up(await self._take_over(staging, digest, header))
+
+        return Arrival(blob, self._loader, self._directory, publish, self._limits)
 
     async def discard(self, staging: Path) -> None:
         """Remove a staging; nothing happens if it is gone."""
@@ -191,6 +195,20 @@ class ResidentImages:
             resident_bytes=sum(entry.image.occupied_bytes() for entry in entries),
             locked_bytes=sum(entry.figures.locked_bytes for entry in entries),
         )
+
+    async def _take_over(self, staging: Path, digest: Digest, header: RamsnapHeader) -> Entry:
+        """Make a staging the image of a digest, with a reference; drop it if the image is here already."""
+
+        async def publish(_load: Load) -> Published:
+            return await self._chore(partial(self._directory.publish, staging, digest, header))
+
+        entry = await self._shelf.acquire(digest, publish)
+        try:
+            await self.discard(staging)  # it is gone, unless the image was here or being loaded
+        except BaseException:
+            self._shelf.give_up(entry)
+            raise
+        return entry
 
     async def _prepared(self, entry: Entry, *, mlock_required: bool, preload: bool) -> ResidentImage:
         """Pin the pages as asked, once for all users; each one is told what it did not get."""

@@ -75,6 +75,14 @@ class Loader:
                 self._shelf.give_up(below)
             self._promises.discard(promise)
 
+    async def promise(self, digest: Digest, promise: Promise) -> None:
+        """Keep room for an image that is made elsewhere, until :meth:`forget`. Raises CapacityExceeded, NoSpace."""
+        await self._make_room(digest, promise, threading.Event())
+
+    def forget(self, promise: Promise) -> None:
+        """Its room is taken, or not needed."""
+        self._promises.discard(promise)
+
     def _decode(self, chain: Chain, below: Published | None, staging: Path, stop: threading.Event) -> Published:
         """In a thread."""
         image = (below.digest, below.directory) if below else None
