@@ -14,9 +14,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from spec.compatibility import Compatibility, RestoreTarget
+
+if TYPE_CHECKING:
+    from vmm.changed_pages import ChangedPages
 
 RuntimeName = Literal["qemu", "cloud-hypervisor"]
 
@@ -98,7 +101,8 @@ class RuntimeReport:
     target: RestoreTarget | None
     """What a snapshot would be restored on: version, machine type, accelerator, CPU."""
     features: frozenset[str] = frozenset()
-    """Of ``ivshmem``, ``restore``, ``snapshot``, ``snapshot-in-place``."""
+    """Of ``ivshmem``, ``restore``, ``snapshot``, ``snapshot-in-place`` (or ``snapshot-in-place-diskless``: of clones
+    without a writable disk only)."""
     limitations: tuple[Limitation, ...] = ()
     usable_if_named: bool = False
     """It would not be chosen, but an explicit request is honoured: its limitations hurt some guests, not all."""
@@ -150,6 +154,10 @@ class Saved(Protocol):
     @property
     def compatibility(self) -> Compatibility:
         """What the header of the snapshot says of the machine."""
+
+    @property
+    def changes(self) -> ChangedPages | None:
+        """The pages that a machine with private RAM has changed; None for one whose RAM file is its own."""
 
     async def complete(self, image: Path) -> None:
         """For a machine whose RAM is private: write its whole RAM to the file ``image`` (which must not exist).

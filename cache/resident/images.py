@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, TypeVar
 
+import structlog
 from anyio import CapacityLimiter
 
 from cache.mlock import raise_lock_limit
@@ -23,12 +24,14 @@ from cache.resident.shelf import Shelf
 from cache.statfs import is_tmpfs
 from cache.threads import finish_in_thread
 from spec.digest import Digest
-from spec.errors import BlobNotFound, Conflict, InternalError, InvalidInput, MlockLimit, Unsupported
+from spec.errors import BlobNotFound, Conflict, InternalError, InvalidInput, MlockLimit, OvmsError, Unsupported
 from spec.instance import Degradation
 from spec.oci import Descriptor
 from spec.ramsnap import DEFAULT_LIMITS, RamsnapHeader, RamsnapLimits
 
 T = TypeVar("T")
+
+_log = structlog.get_logger(__name__)
 
 _CHORES = 4
 """Threads for what is short: locking, evicting, looking."""
@@ -129,6 +132,18 @@ class ResidentImages:
             yield await self._prepared(entry, mlock_required=mlock_required, preload=preload)
         finally:
             self._shelf.give_up(entry)
+
+    def prefetch(self, digest: Digest, blob: Path) -> None:
+        """Begin to load an image that is likely to be wanted; nobody waits for it, and a failure is only logged."""
+
+        async def load(load: Load) -> Published:
+            try:
+                return await self._loader.load(digest, blob, load)
+            except OvmsError as error:
+                _log.warning("image not loaded ahead", digest=digest, why=error.detail)
+                raise
+
+        self._shelf.begin(digest, load)
 
     async def retain(self, digest: Digest, *, mlock_required: bool = False, preload: bool = False) -> ResidentImage:
         """One more reference to an image that is here, until :meth:`release`; prepared as by :meth:`lease`.

@@ -100,6 +100,12 @@ class Shelf:
                 self._spawn(self._run(digest, load, work))
             return await load.wait(self.give_up)
 
+    def begin(self, digest: Digest, work: Work) -> None:
+        """Let ``work`` make an image that nobody waits for yet, unless it is here, coming or leaving."""
+        if not self.closed and not any(digest in table for table in (self.entries, self._loads, self._leaving)):
+            self._loads[digest] = load = Load()
+            self._spawn(self._run(digest, load, work))
+
     async def evict(self, digest: Digest) -> None:
         """Unlock and remove an image. Raises BlobNotFound, InUse, HostLimit."""
         entry = self.get(digest)

@@ -5,9 +5,9 @@ Two ways, of which the driver knows which it can go::
     prepare → pause → save ─┬─ in place: resume → complete              the process goes on, on a new overlay
                             └─ else: restore a successor → retire       a clone of the snapshot goes on in its stead
 
-RAM that the machine owns is frozen by a hard link, whatever its size; only a private RAM, on a driver that can't
-capture it in place, is written out during the pause. Until the successor runs, everything can be given up and the
-old process goes on; from then on there is no way back, and none is needed.
+RAM that the machine owns is frozen by a hard link, whatever its size; of a private RAM the changed pages are copied,
+and only they are stored as a rule (:mod:`ovms_supervisor.instance.layering`). Until the successor runs, everything can
+be given up and the old process goes on; from then on there is no way back, and none is needed.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from ovms_supervisor.clock import Stopwatch
 from ovms_supervisor.instance import shared_devices
 from ovms_supervisor.instance.instance import Instance
 from ovms_supervisor.instance.launch import files_of, record_of
+from ovms_supervisor.instance.layering import Layering, layering
 from ovms_supervisor.instance.life import Life
 from ovms_supervisor.instance.overlays import NextOverlay
 from ovms_supervisor.instance.owned import undone_on_failure
@@ -41,7 +42,7 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Captured:
-    """One point in time of a machine: ``staging/ram`` and ``staging/state/``, and the overlays that belong to it."""
+    """One point in time of a machine: ``ram``, ``staging/state/``, and the overlays that belong to it."""
 
     staging: Path
     compatibility: Compatibility
@@ -51,6 +52,10 @@ class Captured:
     kernel_args: str
     succeeded: bool
     """The machine maps the captured RAM now."""
+    layering: Layering | None
+    """How to store the RAM, if not all of it."""
+    ram: Path
+    """The RAM, or of a layer at least the pages that changed, each at its place."""
     pause_ms: float
 
 
@@ -66,6 +71,8 @@ class Capture:
         self._generation = self._instance.record.generation + 1
         self._running = self._instance.state is InstanceState.RUNNING
         self._ram = self._instance.paths.ram(self._generation)
+        self._image = self._instance.image.digest if self._instance.image else None
+        """What the machine is a clone of."""
         self._overlay = NextOverlay.of(self._instance, self._machine, self._generation)
         self._standing = False
         self._pause_began = 0.0
@@ -88,9 +95,12 @@ class Capture:
                     await self._succeed(*successor)
                 else:
                     await self._resume_in_place()
-            if successor is None:
+            ram, layers = staging / "ram", await self._layering(saved)
+            if layers is not None and saved.changes is not None and successor is None:
+                ram = saved.changes.copy  # nobody needs the rest
+            elif successor is None:
                 with self._watch.phase("complete"):
-                    await saved.complete(staging / "ram")
+                    await saved.complete(ram)
             return Captured(
                 staging=staging,
                 compatibility=saved.compatibility,
@@ -98,6 +108,8 @@ class Capture:
                 layers=tuple(record.pending_layers),
                 kernel_args=self._machine.kernel_args,
                 succeeded=successor is not None,
+                layering=layers,
+                ram=ram,
                 pause_ms=self._pause_ms,
             )
 
@@ -119,8 +131,15 @@ class Capture:
             return await self._spawn_successor(given_up)
 
     async def _goes_in_place(self) -> bool:
-        reports = await self._instance.host.runtimes.reports()
-        return self._machine.ram.private and "snapshot-in-place" in reports[self._instance.record.runtime.name].features
+        if not self._machine.ram.private:
+            return False
+        features = (await self._instance.host.runtimes.reports())[self._instance.record.runtime.name].features
+        return "snapshot-in-place" in features or (self._overlay is None and "snapshot-in-place-diskless" in features)
+
+    async def _layering(self, saved: Saved) -> Layering | None:
+        if saved.changes is None or self._image is None:
+            return None
+        return await run_sync(layering, self._instance.host.store, self._image, saved.changes)
 
     async def _spawn_successor(self, given_up: AsyncExitStack) -> tuple[Vm, VmRecord]:
         machine = replace(

@@ -52,6 +52,8 @@ def _link(layers: tuple[Path, ...], directory: Path) -> None:
 async def store(life: Life, captured: Captured, directory: Path, reference: Reference, watch: Stopwatch) -> Digest:
     """Store a capture and name it, and keep its RAM resident. Returns the digest of the OCI manifest.
 
+    The image of a layer takes as much memory as a whole one. It is made of its parent's afterwards; a start waits for
+    it.
     Raises NoSpace, BlobNotFound, …; the capture's staging is then still the caller's.
     """
     with watch.phase("encode"):
@@ -59,6 +61,11 @@ async def store(life: Life, captured: Captured, directory: Path, reference: Refe
     with watch.phase("store"):
         digest = await run_sync(_store, life.instance, captured, directory, encoded, reference)
         await _build_on(life, captured, digest)
+    if captured.layering is not None and not captured.succeeded:
+        images, blob_path = life.instance.host.images, life.instance.host.store.blob_path
+        await images.discard(captured.staging)
+        images.prefetch(encoded.digest, blob_path(encoded.digest))
+        return digest
     with watch.phase("adopt"):
         await _keep_resident(life, captured, encoded)
     return digest
@@ -91,11 +98,12 @@ async def _encode(captured: Captured, blob: Path) -> EncodedRamsnap:
     stop = threading.Event()
     work = partial(
         encode,
-        captured.staging / "ram",
+        captured.ram,
         captured.staging / "state",
         captured.compatibility,
         blob,
         created=utc_now(),
+        changes=captured.layering.changes if captured.layering else None,
         niceness=_NICENESS,
         stop=stop,
     )
@@ -131,6 +139,7 @@ def _store(
             store,
             store.artifact(parse_digest(captured.lineage)),
             ramsnap=encoded,
+            parents=captured.layering.parents if captured.layering else (),
             overlays=[directory / f"layer-{number}.qcow2" for number in range(len(captured.layers))],
             reference=reference,
             memory_bytes=record.memory_bytes,

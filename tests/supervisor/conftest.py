@@ -116,8 +116,16 @@ class Site:
         return processes_of(self.directory / "run" / "instances")
 
     async def leaks(self, instances: list[Instance]) -> list[str]:
-        """Everything on this host that no live instance accounts for."""
-        return await asyncio.to_thread(self._leaks, instances)
+        """Everything on this host that no live instance accounts for, and that does not go within some seconds.
+
+        What goes by itself are images that are loaded ahead.
+        """
+        for _ in range(100):
+            left = await asyncio.to_thread(self._leaks, instances)
+            if not left:
+                break
+            await asyncio.sleep(0.05)
+        return left
 
     def _leaks(self, instances: list[Instance]) -> list[str]:
         live = {each.id: each for each in instances if is_live(each.state)}

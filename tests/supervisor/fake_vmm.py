@@ -16,7 +16,9 @@ from anyio.to_thread import run_sync
 
 from spec.compatibility import Compatibility, RestoreTarget
 from spec.errors import InternalError, VmmExited, VmmRefused
+from vmm.changed_pages import ChangedPages
 from vmm.driver import Ending, Machine, MemoryUse, RuntimeName, RuntimeReport, SaveTarget, VmmFiles
+from vmm.pagemap import Extent
 from vmm.process import VmmProcess
 
 TARGET = RestoreTarget(
@@ -114,7 +116,7 @@ class FakeVm:
         self.guest.nonce = os.urandom(4).hex()
         ram = self._machine.ram
         assert not ram.private
-        await run_sync(_write_ram, ram.path, ram.size_bytes, self.guest.nonce)
+        await run_sync(_write_ram, ram.path, ram.size_bytes, self.guest.nonce, b"what else is in RAM" * 2000)
         await run_sync(self.say, f"boot nonce={self.guest.nonce}")
         self.guest.going = True
 
@@ -147,7 +149,7 @@ class FakeVm:
         in_place = self._machine.ram.private and self.driver.saves_in_place
         if in_place and target.overlays:
             self._machine = replace(self._machine, disks=target.overlays)
-        return FakeSaved(self, in_place)
+        return await run_sync(FakeSaved, self, in_place, target.state_dir)
 
     async def memory_use(self) -> MemoryUse:
         return MemoryUse(image_shared_bytes=4096, ram_private_bytes=8192, process_private_bytes=12288)
@@ -195,7 +197,7 @@ class FakeVm:
 class FakeSaved:
     """See :class:`vmm.driver.Saved`."""
 
-    def __init__(self, vm: FakeVm, in_place: bool) -> None:
+    def __init__(self, vm: FakeVm, in_place: bool, state_dir: Path) -> None:
         self.in_place = in_place
         self._vm = vm
         target, machine = vm.driver.target, vm.machine
@@ -209,6 +211,7 @@ class FakeSaved:
             cpus=machine.cpus,
             regions=[],
         )
+        self.changes = _changed(vm, state_dir) if machine.ram.private else None
 
     async def complete(self, image: Path) -> None:
         await self._vm.driver.strike("complete", self._vm)
@@ -218,11 +221,19 @@ class FakeSaved:
             await run_sync(_write_ram, image, ram.size_bytes, self._vm.guest.nonce)
 
 
-def _write_ram(path: Path, size_bytes: int, nonce: str) -> None:
+def _changed(vm: FakeVm, state_dir: Path) -> ChangedPages:
+    """The page with the nonce, as if the guest had written to it."""
+    ram, copy = vm.machine.ram, state_dir.with_name("changed-pages")
+    _write_ram(copy, ram.size_bytes, vm.guest.nonce)
+    return ChangedPages(ram.path, copy, [Extent(ram.size_bytes // 2, 4096)])
+
+
+def _write_ram(path: Path, size_bytes: int, nonce: str, content: bytes = b"") -> None:
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         os.truncate(fd, size_bytes)
         os.pwrite(fd, nonce.encode(), size_bytes // 2)
+        os.pwrite(fd, content, 0)
     finally:
         os.close(fd)
 

@@ -10,10 +10,12 @@ import signal
 
 import pytest
 
+from cache.resident import ResidentImages
 from ovms_supervisor.instance import Instance
 from ovms_supervisor.supervisor import Supervisor
 from spec.api import LogLine, MmioWrite
 from spec.instance import InstanceState
+from spec.reference import parse_reference
 from tests.supervisor.conftest import Site, ended, start
 from tests.supervisor.test_snapshots import release_all
 from vmm.driver import Driver, RuntimeName
@@ -102,6 +104,38 @@ async def test_disks_of_snapshots(site: Site, runtime: RuntimeName) -> None:
         for manifest in ("guest:two", "guest:three"):
             await ticks(await start_real(supervisor, runtime, manifest), 1)
         await release_all(site, supervisor)
+
+
+@pytest.mark.parametrize("resident", [True, False])
+async def test_layers_of_clones_of_clones(
+    site: Site, runtime: RuntimeName, monkeypatch: pytest.MonkeyPatch, *, resident: bool
+) -> None:
+    """Three snapshots, each of a clone of the one before: the counter goes on, also from the blobs alone."""
+    monkeypatch.setattr("ovms_supervisor.instance.layering._MOST_OF_IT", 100)  # the guest has hardly more RAM in use
+    async with site.daemon() as supervisor:
+        store, images = supervisor._host.store, supervisor._host.images
+        machine, count, nonces = await start_real(supervisor, runtime, "guest:plain"), 0, set()
+        for number in range(4):
+            nonce, count, _ = (await ticks(machine, 2, since=count))[-1]
+            nonces.add(nonce)
+            await supervisor.snapshot(machine, f"layer-{number}")
+            digest = await asyncio.to_thread(store.resolve, parse_reference(f"guest:layer-{number}"))
+            artifact = await asyncio.to_thread(store.artifact, digest)
+            assert len(artifact.ramsnap_parents) == number
+            await supervisor.remove(machine, force=True)
+            if not resident:
+                await evict_all(images)
+            machine = await start_real(supervisor, runtime, f"guest:layer-{number}")
+        assert (await ticks(machine, 1))[0][1] > count
+        assert len(nonces) == 1
+        await release_all(site, supervisor)
+
+
+async def evict_all(images: ResidentImages) -> None:
+    for load in list(images._shelf._loads.values()):
+        await load.ended()
+    for digest in list(images._shelf.entries):
+        await images.evict(digest)
 
 
 async def test_pause_stops_the_guest(site: Site, runtime: RuntimeName) -> None:

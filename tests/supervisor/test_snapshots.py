@@ -6,6 +6,8 @@ import asyncio
 
 import pytest
 
+from cache.index_file import ListedArtifact
+from cache.ramsnap import read_header
 from ovms_supervisor.instance import Instance
 from ovms_supervisor.instance.disks import read_record
 from ovms_supervisor.supervisor import Supervisor
@@ -22,6 +24,10 @@ STOPPED, FAILED = InstanceState.STOPPED, InstanceState.FAILED
 
 def nonce(site: Site, instance: Instance) -> str:
     return site.vm(instance).guest.nonce
+
+
+async def listed(supervisor: Supervisor) -> list[ListedArtifact]:
+    return await asyncio.to_thread(supervisor._host.store.list)
 
 
 async def release_all(site: Site, supervisor: Supervisor) -> None:
@@ -57,31 +63,63 @@ async def test_an_instance_goes_on_as_a_clone_of_its_snapshot(site: Site, manife
 
 
 async def test_snapshots_of_snapshots(site: Site) -> None:
-    """In place for a machine whose RAM is private already; each adds its overlay as a layer."""
+    """In place for a machine whose RAM is private already; each adds its overlay as a layer, and its changed pages."""
     async with site.daemon() as supervisor:
         first = await start(supervisor, "guest:disk")
         await supervisor.snapshot(first, "one")
         pid = site.vm(first).pid
         reply = await supervisor.snapshot(first, "two")
         assert site.vm(first).pid == pid
-        assert list(reply.phases) == ["prepare", "pause", "save", "resume", "complete", "encode", "store", "adopt"]
+        assert list(reply.phases) == ["prepare", "pause", "save", "resume", "encode", "store"]
         clone = await start(supervisor, "guest:two")
         await supervisor.snapshot(clone, "other:three")
         clone = await start(supervisor, "other:three")
         assert nonce(site, clone) == nonce(site, first)
         store = supervisor._host.store
-        layers = {
-            each.name: len((await asyncio.to_thread(store.artifact, each.digest)).disk_layers)
-            for each in await asyncio.to_thread(store.list)
+        artifacts = {
+            each.name: await asyncio.to_thread(store.artifact, each.digest) for each in await listed(supervisor)
         }
-        assert layers == {
-            "guest:plain": 0,
-            "guest:shm": 0,
-            "guest:disk": 1,
-            "guest:one": 2,
-            "guest:two": 3,
-            "other:three": 4,
+        assert {name: (len(each.disk_layers), len(each.ramsnap_parents)) for name, each in artifacts.items()} == {
+            "guest:plain": (0, 0),
+            "guest:shm": (0, 0),
+            "guest:disk": (1, 0),
+            "guest:one": (2, 0),
+            "guest:two": (3, 1),
+            "other:three": (4, 2),
         }
+        ramsnap = artifacts["other:three"].ramsnap
+        assert ramsnap is not None
+        header = await asyncio.to_thread(read_header, store.blob_path(ramsnap.content_digest))
+        two = artifacts["guest:two"].ramsnap
+        assert header.parent == (two and two.digest)
+        await release_all(site, supervisor)
+
+
+async def test_a_clone_that_changed_most_of_its_ram_is_stored_whole(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ovms_supervisor.instance.layering._MOST_OF_IT", 0)
+    async with site.daemon() as supervisor:
+        first = await start(supervisor, "guest:disk")
+        await supervisor.snapshot(first, "one")
+        reply = await supervisor.snapshot(first, "two")
+        assert list(reply.phases) == ["prepare", "pause", "save", "resume", "complete", "encode", "store", "adopt"]
+        store = supervisor._host.store
+        digest = await asyncio.to_thread(store.resolve, parse_reference("guest:two"))
+        assert (await asyncio.to_thread(store.artifact, digest)).ramsnap_parents == ()
+        assert nonce(site, await start(supervisor, "guest:two")) == nonce(site, first)
+        await release_all(site, supervisor)
+
+
+async def test_a_clone_whose_snapshot_has_left_the_store_is_stored_whole(site: Site) -> None:
+    async with site.daemon() as supervisor:
+        first = await start(supervisor, "guest:plain")
+        await supervisor.snapshot(first, "one")
+        store, image = supervisor._host.store, first.image
+        assert image is not None
+        await asyncio.to_thread(store.blob_path(image.digest).unlink)
+        assert "complete" in (await supervisor.snapshot(first, "two")).phases
+        assert nonce(site, await start(supervisor, "guest:two")) == nonce(site, first)
         await release_all(site, supervisor)
 
 

@@ -33,7 +33,10 @@ def probe(configured: Path | None) -> RuntimeReport:
             remedy="Install a release of Cloud Hypervisor for this machine.",
         )
         return _report(binary, None, frozenset(), (broken,))
-    features, limitations = {"snapshot", "restore"}, [*_kvm_limitations(), *cpu_limitations(host_cpu())]
+    features, limitations = (
+        {"snapshot", "snapshot-in-place-diskless", "restore"},
+        [*_kvm_limitations(), *cpu_limitations(host_cpu())],
+    )
     if "--ivshmem" in answers[1]:
         features.add("ivshmem")
     else:
