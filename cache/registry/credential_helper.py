@@ -1,6 +1,7 @@
-"""Programs that keep passwords for docker and podman: ``docker-credential-NAME get``.
+"""Programs that keep passwords for docker and podman: ``docker-credential-NAME get|store|erase``.
 
-The protocol: the host on stdin; on stdout JSON with ``Username`` and ``Secret``, or a sentence and a failure.
+The protocol: the host on stdin (to store: JSON with ``ServerURL``, ``Username``, ``Secret``); on stdout JSON with
+``Username`` and ``Secret``, or a sentence and a failure.
 """
 
 from __future__ import annotations
@@ -32,11 +33,42 @@ class HelperReply(msgspec.Struct, frozen=True, rename="pascal"):
     secret: str = ""
 
 
+class _Stored(msgspec.Struct, frozen=True):
+    ServerURL: str
+    Username: str
+    Secret: str
+
+
 async def ask_helper(name: str, host: str, *, limit_s: float = HELPER_LIMIT_S) -> HelperReply | None:
     """What the helper knows of ``host``; None: nothing. It is killed at the limit, or when we are cancelled.
 
     Raises MissingTool, AuthenticationFailed.
     """
+    output = await _run(name, "get", host, host.encode(), limit_s)
+    if output is None:
+        return None
+    try:
+        return from_json(output, HelperReply)
+    except NotDecodable as error:
+        raise _failure(name, host, "answered what is no JSON of a credential") from error
+
+
+async def store_in_helper(name: str, host: str, username: str, secret: str, *, limit_s: float = HELPER_LIMIT_S) -> None:
+    """Let the helper keep a password, in place of the one that it has. Raises MissingTool, AuthenticationFailed."""
+    data = msgspec.json.encode(_Stored(host, username, secret))
+    if await _run(name, "store", host, data, limit_s, hidden=secret) is None:
+        raise _failure(name, host, "did not store the credentials")
+
+
+async def erase_from_helper(name: str, host: str, *, limit_s: float = HELPER_LIMIT_S) -> bool:
+    """Let the helper forget ``host``; whether it knew it. Raises MissingTool, AuthenticationFailed."""
+    if await ask_helper(name, host, limit_s=limit_s) is None:
+        return False
+    return await _run(name, "erase", host, host.encode(), limit_s) is not None
+
+
+async def _run(name: str, verb: str, host: str, data: bytes, limit_s: float, *, hidden: str = "") -> bytes | None:
+    """The helper's output; None: it does not know the host. ``hidden`` is taken out of what is shown of a failure."""
     program = await asyncio.to_thread(shutil.which, f"docker-credential-{name}") if _NAME.fullmatch(name) else None
     if program is None:
         raise MissingTool(
@@ -46,7 +78,7 @@ async def ask_helper(name: str, host: str, *, limit_s: float = HELPER_LIMIT_S) -
         )
     process = await asyncio.create_subprocess_exec(
         program,
-        "get",
+        verb,
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.DEVNULL,
@@ -54,27 +86,27 @@ async def ask_helper(name: str, host: str, *, limit_s: float = HELPER_LIMIT_S) -
     )
     try:
         async with asyncio.timeout(limit_s):
-            output = await _converse(process, name, host)
+            output = await _converse(process, name, host, data)
             status = await process.wait()
     except TimeoutError as error:
         raise _failure(name, host, f"did not answer within {limit_s:g} s") from error
     finally:
         await _end(process)
-    if status:
-        if _UNKNOWN in output.lower():
-            return None
-        raise _failure(name, host, f"failed: {output[:200].decode(errors='replace').strip()}")
-    try:
-        return from_json(output, HelperReply)
-    except NotDecodable as error:
-        raise _failure(name, host, "answered what is no JSON of a credential") from error
+    if not status:
+        return output
+    if _UNKNOWN in output.lower():
+        return None
+    said = output.decode(errors="replace")
+    if hidden:
+        said = said.replace(hidden, "…")
+    raise _failure(name, host, f"failed: {said[:200].strip()}")
 
 
-async def _converse(process: asyncio.subprocess.Process, name: str, host: str) -> bytes:
+async def _converse(process: asyncio.subprocess.Process, name: str, host: str, data: bytes) -> bytes:
     assert process.stdin is not None  # noqa: S101 - both are pipes
     assert process.stdout is not None  # noqa: S101
     with suppress(BrokenPipeError, ConnectionResetError):  # one that knows nothing may not even read
-        process.stdin.write(host.encode())
+        process.stdin.write(data)
         await process.stdin.drain()
         process.stdin.close()
     output = b""

@@ -21,7 +21,7 @@ from cache.registry.credential_helper import ask_helper
 from spec.decoding import NotDecodable, from_json
 from spec.errors import FileMissing, InvalidConfig
 
-_MAX_FILE_BYTES: Final = 4 << 20
+MAX_FILE_BYTES: Final = 4 << 20
 _IDENTITY_USER: Final = "<token>"
 
 
@@ -84,7 +84,7 @@ def credential_files(environment: Mapping[str, str], home: Path) -> tuple[Path, 
 def _read(path: Path) -> _File | None:
     try:
         with host_errors(path), path.open("rb") as file:
-            data = file.read(_MAX_FILE_BYTES)
+            data = file.read(MAX_FILE_BYTES)
     except FileMissing:
         return None
     try:
@@ -101,7 +101,7 @@ async def _find_in(content: _File, path: Path, host: str, repository: str) -> Cr
             if reply.username == _IDENTITY_USER:
                 return Credential(identity_token=reply.secret)
             return Credential(reply.username, reply.secret)
-    entries = {_plain_key(key): entry for key, entry in content.auths.items()}
+    entries = {plain_key(key): entry for key, entry in content.auths.items()}
     for key in _keys(host, repository):
         if key in entries and (found := _credential(entries[key], path, key)) != Credential():
             return found
@@ -115,7 +115,8 @@ def _keys(host: str, repository: str) -> Iterator[str]:
     yield host
 
 
-def _plain_key(key: str) -> str:
+def plain_key(key: str) -> str:
+    """What a key of ``auths`` is about: a host, or a host and a part of a path."""
     plain = key.removeprefix("https://").removeprefix("http://")
     if plain != key:  # a URL of docker: its path is that of the API, not of a repository
         return plain.partition("/")[0]

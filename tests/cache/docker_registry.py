@@ -14,10 +14,16 @@ from pathlib import Path
 
 import pytest
 
+USER, PASSWORD = "tester", "pass word"
+_HTPASSWD = f"{USER}:$2b$04$qTkhxvtr8ryutw6bhS1nVe6XCZ.JefuJfTu2D2RhIvVbnXEDcKmRm"
+
 
 @contextmanager
-def docker_registry(directory: Path) -> Iterator[str]:
-    """The registry on the loopback interface, its files in ``directory``; gives host and port."""
+def docker_registry(directory: Path, *, login: bool = False) -> Iterator[str]:
+    """The registry on the loopback interface, its files in ``directory``; gives host and port.
+
+    ``login``: only USER may use it, with PASSWORD.
+    """
     binary = shutil.which("docker-registry")
     if binary is None:
         pytest.skip("docker-registry is not installed")
@@ -25,16 +31,16 @@ def docker_registry(directory: Path) -> Iterator[str]:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
     config = directory / "registry.json"
-    config.write_text(
-        json.dumps(
-            {
-                "version": 0.1,
-                "log": {"level": "error"},
-                "storage": {"filesystem": {"rootdirectory": str(directory / "registry")}},
-                "http": {"addr": address},
-            }
-        )
-    )
+    settings = {
+        "version": 0.1,
+        "log": {"level": "error"},
+        "storage": {"filesystem": {"rootdirectory": str(directory / "registry")}},
+        "http": {"addr": address},
+    }
+    if login:
+        (directory / "htpasswd").write_text(_HTPASSWD)
+        settings["auth"] = {"htpasswd": {"realm": "tests", "path": str(directory / "htpasswd")}}
+    config.write_text(json.dumps(settings))
     process = subprocess.Popen([binary, "serve", str(config)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         _wait_for(address, process)
