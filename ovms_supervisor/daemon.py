@@ -89,6 +89,7 @@ async def serving(settings: Settings) -> AsyncIterator[Supervisor]:
         stack.push_async_callback(images.close)
         supervisor = await stack.enter_async_context(Supervisor(settings, drivers(settings.binaries), store, images))
         metrics = Metrics(lag, images)
+        metrics.registry.register(supervisor.pool.figures)
         counting = asyncio.create_task(metrics.count_starts(supervisor), name="count-starts")
         stack.callback(counting.cancel)
         await _start_api(Context(supervisor=supervisor, metrics=metrics, lag=lag), listening, stack)

@@ -27,10 +27,13 @@ class _Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     pass
 
 
+RuntimeWish = Literal["generic", "qemu", "cloud-hypervisor"]
+
+
 class Overrides(_Request, frozen=True, kw_only=True, omit_defaults=True):
     """What a caller may change of an artifact for one start."""
 
-    runtime: Literal["generic", "qemu", "cloud-hypervisor"] | None = None
+    runtime: RuntimeWish | None = None
     memory: int | str | None = None
     """Bytes, or a size such as ``512M``. Refused on restore."""
     cpus: Annotated[int, Meta(ge=1, le=255)] | None = None
@@ -140,6 +143,8 @@ class WarmRequest(_Request, frozen=True, kw_only=True):
     """Without demand."""
     max: Annotated[int, Meta(ge=0, le=MAX_PARKED)] | None = None
     """Under demand."""
+    runtime: RuntimeWish | None = None
+    """As in the overrides of a start."""
 
 
 class WarmPool(msgspec.Struct, frozen=True, kw_only=True):
@@ -151,6 +156,8 @@ class WarmPool(msgspec.Struct, frozen=True, kw_only=True):
     count: int
     min: int
     max: int
+    runtime: str | None
+    """The one that was asked for."""
     wanted: int
     """Between min and max, by demand."""
     parked: int

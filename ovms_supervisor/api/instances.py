@@ -125,7 +125,7 @@ async def instances(request: web.Request) -> web.Response:
     context, query = request.app[CONTEXT], Query(request, "all", "status", "parked")
     status = query.choice("status", *InstanceState)
     everything = query.flag("all") or status is not None
-    parked = query.flag("parked") or status is InstanceState.PARKED
+    parked = query.flag("parked") or status == InstanceState.PARKED
     found = [
         instance
         for instance in context.supervisor.instances()

@@ -129,18 +129,17 @@ class Client:
 
     async def warm(
         self,
-        manifest: str,
-        count: int,
+        request: WarmRequest | str,
+        count: int = 0,
         *,
-        least: int | None = None,
-        most: int | None = None,
         wait: Literal["parked"] | None = None,
         timeout_s: float | None = None,
     ) -> WarmPool:
-        """Keep clones of an artifact parked; ``wait`` until they are, or something keeps them from being so."""
-        body = WarmRequest(manifest=manifest, count=count, min=least, max=most)
+        """Keep clones of a manifest parked; ``wait`` until they are, or something keeps them from being so."""
+        if isinstance(request, str):
+            request = WarmRequest(manifest=request, count=count)
         query, limit_s = _waiting(wait, timeout_s)
-        return await self._connection.call("POST", "/warm", WarmPool, body=body, query=query, limit_s=limit_s)
+        return await self._connection.call("POST", "/warm", WarmPool, body=request, query=query, limit_s=limit_s)
 
     async def pools(self) -> list[WarmPool]:
         """The pools of parked clones."""

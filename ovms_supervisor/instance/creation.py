@@ -74,7 +74,7 @@ def _record(instance_id: str, plan: Plan, boot: str, pool: str | None) -> Record
         boot_id=boot,
         request=plan.request,
         name=plan.request.overrides.name,
-        manifest=ManifestInfo(ref=plan.request.manifest, digest=digest),
+        manifest=ManifestInfo(ref=pool or plan.request.manifest, digest=digest),
         lineage=parse_digest(digest),
         boot=plan.boot,
         runtime=plan.runtime,

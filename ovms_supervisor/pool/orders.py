@@ -10,7 +10,9 @@ import structlog
 
 from cache.durable import write_durably
 from cache.temp_area import TempArea
+from spec.api import Overrides, RuntimeWish, StartRequest
 from spec.decoding import NotDecodable, from_json
+from spec.digest import Digest
 
 _log = structlog.get_logger(__name__)
 
@@ -23,6 +25,11 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     usual: int
     least: int
     most: int
+    runtime: RuntimeWish | None = None
+
+    def request(self, digest: Digest) -> StartRequest:
+        """What starts one of its clones; by digest, whatever the reference comes to mean meanwhile."""
+        return StartRequest(manifest=digest, overrides=Overrides(runtime=self.runtime))
 
 
 class _Document(msgspec.Struct, frozen=True, kw_only=True):

@@ -17,6 +17,7 @@ from ovms_supervisor.instance.host import Host
 from ovms_supervisor.instance.resolution import resolve
 from ovms_supervisor.instance.unparking import unpark
 from ovms_supervisor.pool import orders
+from ovms_supervisor.pool.figures import PoolFigures
 from ovms_supervisor.pool.fit import misfit
 from ovms_supervisor.pool.names import Names, listed_source
 from ovms_supervisor.pool.orders import Order
@@ -52,7 +53,8 @@ class Pool:
         self._running = anyio.CancelScope()
         self._stopped = anyio.Event()
         self.traffic = Traffic()
-        self.refill = Refill(host, roster, self._stocks, self.traffic, begin)
+        self.figures = PoolFigures(self._stocks)
+        self.refill = Refill(host, roster, self._stocks, self.figures, self.traffic, begin)
 
     # --- orders -----------------------------------------------------------------------------------------------------
 
@@ -70,11 +72,13 @@ class Pool:
             await self.dissolve(request.manifest)
             return Stock(order, None).info()
         digest = await self._names.digest(order.reference)
-        await self._check_restorable(digest)
+        await self._check_restorable(order, digest)
         stock = self._stocks.get(order.reference)
         if stock is None:
             stock = self._stocks[order.reference] = Stock(order, digest)
         else:
+            if order.runtime != stock.order.runtime:
+                self._give_up(stock)
             stock.change(order)
             self._retarget(stock, digest)
         await self._write()
@@ -121,6 +125,7 @@ class Pool:
             elif instance := await self._claim(stock, request, watch):
                 return instance, None
         stocks[0].missed()
+        self.figures.misses.labels(stocks[0].order.reference).inc()
         self.refill.wake()
         return None, why
 
@@ -133,6 +138,8 @@ class Pool:
                 self.refill.end_soon(life)
                 continue
             stock.hit()
+            self.figures.hits.labels(stock.order.reference).inc()
+            self.figures.claim_seconds.observe(watch.total_ms / 1000)
             self.refill.save_later(life)
             return life.instance
         return None
@@ -191,6 +198,7 @@ class Pool:
             if instance.state is InstanceState.FAILED:
                 reason = instance.record.exit.reason if instance.record.exit else "unknown"
                 stock.failed(f"a clone has ended: {reason}")
+                self.figures.died.labels(stock.order.reference).inc()
                 self._host.events.publish("warm.died", manifest=stock.order.reference, cause=reason)
         await self._forget(instance)
         self.refill.wake()
@@ -209,7 +217,7 @@ class Pool:
         digest: Digest | None = None
         try:
             digest = await self._names.digest(stock.order.reference)
-            await self._check_restorable(digest)
+            await self._check_restorable(stock.order, digest)
         except OvmsError as error:
             digest, stock.trouble = None, f"{error.title}: {error.detail}"
             _log.warning("clones can't be kept parked", artifact=stock.order.reference, why=error.detail)
@@ -220,8 +228,8 @@ class Pool:
             stock.digest = digest
             self._give_up(stock)
 
-    async def _check_restorable(self, digest: Digest) -> None:
-        plan = await admit(self._host, await resolve(self._host.store, StartRequest(manifest=digest)), Stopwatch())
+    async def _check_restorable(self, order: Order, digest: Digest) -> None:
+        plan = await admit(self._host, await resolve(self._host.store, order.request(digest)), Stopwatch())
         if plan.boot != "restore":
             raise InvalidRequest(
                 "the artifact has no RAM snapshot: there is nothing to restore clones from",
@@ -239,7 +247,9 @@ def _order(request: WarmRequest) -> Order:
     most = max(request.count, least) if request.max is None else request.max
     if not least <= request.count <= most:
         raise InvalidRequest(f"min {least}, count {request.count} and max {most} are not in this order", path="$.count")
-    return Order(reference=_name(request.manifest), usual=request.count, least=least, most=most)
+    return Order(
+        reference=_name(request.manifest), usual=request.count, least=least, most=most, runtime=request.runtime
+    )
 
 
 def _name(reference: str) -> str:

@@ -24,11 +24,11 @@ from ovms_supervisor.instance import Life, StopOrder
 from ovms_supervisor.instance.creation import create
 from ovms_supervisor.instance.host import Host
 from ovms_supervisor.instance.start import start
+from ovms_supervisor.pool.figures import PoolFigures
 from ovms_supervisor.pool.pressure import shortage
 from ovms_supervisor.pool.stock import Stock
 from ovms_supervisor.pool.traffic import Traffic
 from ovms_supervisor.roster import Roster
-from spec.api import StartRequest
 from spec.errors import OvmsError, WrongState
 from spec.instance import InstanceState
 
@@ -49,12 +49,14 @@ class Refill:
         host: Host,
         roster: Roster,
         stocks: Mapping[str, Stock],
+        figures: PoolFigures,
         traffic: Traffic,
         begin: Callable[[Life], Awaitable[None]],
     ) -> None:
         self._host = host
         self._roster = roster
         self._stocks = stocks
+        self._figures = figures
         self._traffic = traffic
         self._begin = begin
         self._unsaved: list[Life] = []
@@ -67,8 +69,6 @@ class Refill:
             shortage, host.settings.warm_reserve_bytes, host.layout.image_dir
         )
         """Asked, in a thread, before each clone."""
-        self.durations_s: Callable[[float], None] = lambda _: None
-        """Told how long it took to park a clone."""
 
     def wake(self) -> None:
         """Something has changed."""
@@ -117,6 +117,7 @@ class Refill:
                 stock.failed("memory is short: clones have given way")
         if not lives:
             return False
+        self._figures.gave_way.inc(len(lives))
         self._host.events.publish("warm.gave_way", cause="memory is short", clones=len(lives))
         slots = anyio.CapacityLimiter(_DROPS_AT_ONCE)
 
@@ -154,22 +155,24 @@ class Refill:
         tasks.start_soon(self._park, stock, name="park a clone")
 
     async def _park(self, stock: Stock) -> None:
-        began_s, digest = time.monotonic(), stock.digest
+        began_s, order, digest = time.monotonic(), stock.order, stock.digest
+        assert digest is not None  # noqa: S101 - nothing is wanted otherwise
         try:
-            # By digest: whatever the reference comes to mean, this clone is one of that artifact.
-            request = StartRequest(manifest=str(digest))
-            instance, plan, held = await create(self._host, request, Stopwatch(), pool=stock.order.reference)
+            instance, plan, held = await create(self._host, order.request(digest), Stopwatch(), pool=order.reference)
             self._roster.add(instance)
             life = Life(instance, partial(start, plan=plan, park=True), held)
             await self._begin(life)
             await instance.wait_for(InstanceState.PARKED)
             if instance.state is not InstanceState.PARKED:
                 return  # the supervisor tells us of its end
-            if self._stocks.get(stock.order.reference) is not stock or stock.digest != digest:
+            if self._stocks.get(stock.order.reference) is not stock or (stock.digest, stock.order.runtime) != (
+                digest,
+                order.runtime,
+            ):
                 self.end_soon(life)  # nobody wants it any more
             else:
                 stock.put(life)
-                self.durations_s(time.monotonic() - began_s)
+                self._figures.refill_seconds.observe(time.monotonic() - began_s)
                 self._tell_if_filled(stock)
         except OvmsError as error:
             _log.warning("no clone can be parked", artifact=stock.order.reference, why=error.detail)

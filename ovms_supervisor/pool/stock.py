@@ -126,6 +126,7 @@ class Stock:
             count=self.order.usual,
             min=self.order.least,
             max=self.order.most,
+            runtime=self.order.runtime,
             wanted=self.wanted(),
             parked=self.parked,
             parking=self.parking,

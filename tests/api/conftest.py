@@ -48,9 +48,10 @@ async def supervisor(tmp_path: Path) -> AsyncIterator[FakeSupervisor]:
 class Daemon:
     """The real application on a real UNIX socket."""
 
-    def __init__(self, supervisor: FakeSupervisor, socket: Path) -> None:
+    def __init__(self, supervisor: Any, socket: Path, images: Any = None) -> None:
         self.lag = LoopLag()
-        self.context = Context(supervisor=supervisor, metrics=Metrics(self.lag, supervisor.images), lag=self.lag)  # type: ignore[arg-type]
+        metrics = Metrics(self.lag, images or supervisor.images)
+        self.context = Context(supervisor=supervisor, metrics=metrics, lag=self.lag)
         self.context.drain_s = 2
         self.socket = socket
         self._runner: web.AppRunner | None = None

@@ -11,7 +11,7 @@ from ovms_supervisor.cli.grammar import OvmCommand
 from ovms_supervisor.cli.invocation import Invocation, pass_invocation, run_async
 
 if TYPE_CHECKING:
-    from spec.api import WarmPool
+    from spec.api import WarmPool, WarmRequest
 
 _MOST = 100_000
 
@@ -30,6 +30,7 @@ _MOST = 100_000
 @click.option("--count", type=click.IntRange(0, _MOST), metavar="N", help="How many clones to keep; 0: none any more.")
 @click.option("--min", "least", type=click.IntRange(0, _MOST), metavar="N", help="How many without demand.")
 @click.option("--max", "most", type=click.IntRange(0, _MOST), metavar="N", help="How many at most, under demand.")
+@click.option("--runtime", type=click.Choice(["generic", "qemu", "cloud-hypervisor"]), help="Which VMM; generic: any.")
 @click.option("-l", "--list", "listing", is_flag=True, help="Show of which artifacts clones are kept.")
 @click.option("--no-wait", is_flag=True, help="Don't wait until they are parked.")
 @pass_invocation
@@ -39,6 +40,7 @@ def warm_command(
     count: int | None,
     least: int | None,
     most: int | None,
+    runtime: str | None,
     listing: bool,
     no_wait: bool,
 ) -> None:
@@ -56,7 +58,13 @@ def warm_command(
         raise click.UsageError("--count is missing")
     if not (count if least is None else least) <= count <= (max(count, least or 0) if most is None else most):
         raise click.UsageError("--min, --count and --max must be in this order")
-    pool = run_async(lambda: _order(invocation, reference, count, least, most, wait=not no_wait))
+    from spec.api import WarmRequest
+    from spec.decoding import from_builtins
+
+    # Click has checked all but what the manifest may be, which the daemon says best.
+    fields = {"manifest": reference, "count": count, "min": least, "max": most, "runtime": runtime}
+    request = from_builtins(fields, WarmRequest)
+    pool = run_async(lambda: _order(invocation, request, wait=not no_wait))
     _print(invocation, [] if pool is None else [pool])
     if pool is not None and pool.trouble:
         output.message(f"ovm: {pool.manifest}: {pool.trouble}")
@@ -67,16 +75,14 @@ async def _pools(invocation: Invocation) -> list[WarmPool]:
         return await client.pools()
 
 
-async def _order(
-    invocation: Invocation, reference: str, count: int, least: int | None, most: int | None, *, wait: bool
-) -> WarmPool | None:
-    if not (count or most):
+async def _order(invocation: Invocation, request: WarmRequest, *, wait: bool) -> WarmPool | None:
+    if not (request.count or request.max):
         async with invocation.client() as client:
-            await client.dissolve(reference)
+            await client.dissolve(request.manifest)
         return None
     background.ensure(invocation)
     async with invocation.client() as client:
-        return await client.warm(reference, count, least=least, most=most, wait="parked" if wait else None)
+        return await client.warm(request, wait="parked" if wait else None)
 
 
 def _print(invocation: Invocation, pools: list[WarmPool]) -> None:
