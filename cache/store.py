@@ -8,6 +8,7 @@
     ovms.blobs/partial/<hex>                          blobs on their way from a registry (cache.partial_blob)
     ovms.blobs/{lock,tmp/,pins/}                      one writer at a time; unfinished files; what is in use
     ovms.blobs/claims/<owner>.json                    what outlives its process and is in use (cache.claims)
+    ovms.blobs/used/<hex>                             when an artifact was last used (cache.last_use)
 
 Nothing is visible under its name before it is complete and durable. What is in ``ovms.blobs`` can be removed when
 nobody uses it: everything but the provenance is made again when needed.
@@ -25,7 +26,9 @@ from cache.blob_store import BlobStore
 from cache.durable import write_durably
 from cache.host_errors import host_errors
 from cache.index_file import IndexFile, ListedArtifact
-from cache.unreferenced import Removed, StoreParts, is_referred_to, remove_unreferenced
+from cache.last_use import LastUse
+from cache.reachability import needed_by
+from cache.unreferenced import Garbage, StoreParts, bury, destroy, is_referred_to, tree_bytes, unneeded
 from spec import media_types
 from spec.decoding import NotDecodable, from_json
 from spec.digest import Digest, hex_of
@@ -46,7 +49,19 @@ class Store(BlobStore):
         super().__init__(root)
         self.disks_dir = root / "ovms.blobs" / "disks"
         self.provenance_dir = root / "ovms.blobs" / "provenance"
+        self._used_dir = root / "ovms.blobs" / "used"
         self._index = IndexFile(root / "index.json", self.temp)
+        self._parts = StoreParts(
+            blobs=self._blobs_dir,
+            disks=self.disks_dir,
+            partial=self.partial_dir,
+            provenance=self.provenance_dir,
+            temp=self.temp,
+            index=self._index,
+            pins=self._pins,
+            claims=self._claims,
+            last_use=LastUse(self._used_dir),
+        )
 
     def create(self) -> None:
         """Make or open the layout, and remove what dead writers left. Raises CorruptStore."""
@@ -56,6 +71,7 @@ class Store(BlobStore):
                 self.temp.directory,
                 self._pins_dir,
                 self._claims_dir,
+                self._used_dir,
                 self.partial_dir,
                 self.disks_dir,
                 self.provenance_dir,
@@ -92,6 +108,7 @@ class Store(BlobStore):
                     if not self.has_blob(blob):
                         raise BlobNotFound(f"{blob} is not in the store", digest=blob)
                 self._index.put(manifest_descriptor(oci_bytes), name)
+        self.note_use(digest)
         return digest
 
     def put_referrer(
@@ -197,29 +214,40 @@ class Store(BlobStore):
         with self._locked():
             dropped = tuple(digests)
             self._pins.drop_fresh(dropped)
-            for digest in set(dropped) - is_referred_to(self._parts(), dropped, self._roots()):
+            for digest in set(dropped) - is_referred_to(self._parts, dropped, self._parts.roots()):
                 self.blob_path(digest).unlink(missing_ok=True)
 
-    def remove_unreferenced(self, keep: Iterable[Digest] = ()) -> list[Removed]:
+    def note_use(self, digest: Digest) -> None:
+        """An artifact is used now: of those that may go, it goes last."""
+        self._parts.last_use.note(digest)
+
+    def size_bytes(self) -> int:
+        """What blobs, extracted disks and unfinished files take on disk."""
+        return tree_bytes(self.root / "blobs") + tree_bytes(self.root / "ovms.blobs")
+
+    @contextmanager
+    def collecting(self) -> Iterator[StoreParts]:
+        """For the collection of garbage (cache.prune): nobody else changes the store meanwhile."""
+        with self._locked():
+            yield self._parts
+
+    def remove_unreferenced(self, keep: Iterable[Digest] = ()) -> list[Garbage]:
         """Remove blobs and extracted disks that no listed, kept, pinned or claimed artifact needs; returns what went.
 
         Writers of this project are safe, in whatever process; a foreign tool that copies into the layout is not.
         Raises CorruptStore, having removed nothing, if a listed manifest can't be read: its blobs are unknown then.
         """
         with self._locked():
-            return remove_unreferenced(self._parts(), self._roots() | set(keep))
+            garbage = unneeded(self._parts, needed_by(self._blobs_dir, self._parts.roots() | set(keep)))
+            graves = bury(self._parts, garbage)
+        destroy(self._parts, graves)
+        return garbage
 
     def list(self) -> list[ListedArtifact]:
         """One entry per name, and one for each artifact without a name."""
         return [
             each for each in self._index.listed() if each.is_artifact
         ]  # the last public method: below it, 'list' means this one
-
-    def _parts(self) -> StoreParts:
-        return StoreParts(self._blobs_dir, self.disks_dir, self.provenance_dir, self.temp)
-
-    def _roots(self) -> set[Digest]:
-        return {each.digest for each in self._index.listed()} | self._pins.everywhere() | self._claims.everywhere()
 
 
 def _not_found(what: object) -> ArtifactNotFound:

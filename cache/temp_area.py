@@ -6,6 +6,7 @@ import os
 import secrets
 import shutil
 from pathlib import Path
+from typing import Any
 
 from cache.lock import hold
 
@@ -44,11 +45,20 @@ class TempArea:
 
     def discard_directory(self, directory: Path) -> None:
         """Take a published directory out of sight at once, then remove it. Missing is fine. Raises OSError."""
+        grave = self.bury(directory)
+        if grave is not None:
+            self.destroy(grave)
+
+    def bury(self, path: Path) -> Path | None:
+        """Take something published out of sight; nobody holds it, so who cleans may remove it. None: it was missing."""
         grave = self._name()
         try:
-            directory.rename(grave)
+            return path.rename(grave)
         except FileNotFoundError:
-            return
+            return None
+
+    def destroy(self, grave: Path) -> None:
+        """Remove what was buried, if nobody else has. Raises OSError."""
         _remove(grave)
 
     def clean(self) -> list[Path]:
@@ -75,6 +85,12 @@ def _remove_if_dead(path: Path) -> bool:
 
 def _remove(path: Path) -> None:
     if path.is_dir():
-        shutil.rmtree(path)
+        shutil.rmtree(path, onerror=_unless_missing)
     else:
         path.unlink(missing_ok=True)
+
+
+def _unless_missing(_function: object, _path: str, raised: Any) -> None:
+    """Somebody else removes it, too: that is fine."""
+    if not isinstance(raised[1], FileNotFoundError):
+        raise raised[1]

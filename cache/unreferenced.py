@@ -1,131 +1,110 @@
-"""Finding and removing what no artifact needs. The caller holds the store's lock."""
+"""Finding and removing what nothing leads to. The caller holds the store's lock, but for :func:`destroy`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from cache.artifact import manifest_layer
 from cache.blob_names import digest_in
-from cache.chain_id import chain_ids
+from cache.claims import Claims
+from cache.index_file import IndexFile
+from cache.last_use import LastUse
 from cache.lock import remove_if_free
+from cache.pins import Pins
+from cache.reachability import Needed, needed_by
 from cache.temp_area import TempArea
-from spec.decoding import NotDecodable, from_builtins, from_json
-from spec.digest import Digest, digest_of, hex_of, is_digest
-from spec.errors import CorruptStore, OvmsError
-from spec.manifest import decode_manifest
-from spec.oci import MAX_MANIFEST_BYTES, ImageManifest
-from spec.reference import parse_blob_ref
+from spec.digest import Digest, is_digest
+from spec.errors import CorruptStore
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StoreParts:
-    """Where a store keeps what can be removed."""
+    """Where a store keeps what can be removed, and what tells what is needed."""
 
     blobs: Path
     disks: Path
+    partial: Path
     provenance: Path
     temp: TempArea
+    index: IndexFile
+    pins: Pins
+    claims: Claims
+    last_use: LastUse
+
+    def held(self) -> set[Digest]:
+        """What is in use, whether or not it is listed. Raises CorruptStore."""
+        return self.pins.everywhere() | self.claims.everywhere()
+
+    def roots(self) -> set[Digest]:
+        """What is listed or in use. Raises CorruptStore."""
+        return {each.digest for each in self.index.listed()} | self.held()
 
 
 @dataclass(frozen=True, slots=True)
-class Removed:
-    """A blob (its digest) or an extracted disk (``disks/<chain id>``) that was removed, and its size on disk."""
+class Garbage:
+    """Something that can go, or has gone."""
 
     what: str
+    """A blob's digest, ``disks/<chain id>`` or ``partial/<hex>``."""
     size_bytes: int
+    """On disk: what its removal frees."""
+    path: Path = field(compare=False, repr=False)
 
 
-def remove_unreferenced(parts: StoreParts, roots: Iterable[Digest]) -> list[Removed]:
-    """Remove what none of the roots (manifests or single blobs) leads to.
+def unneeded(parts: StoreParts, needed: Needed) -> list[Garbage]:
+    """Blobs and extracted disks beyond those."""
+    blobs = [
+        Garbage(digest, _disk_bytes(path), path)
+        for path in sorted(parts.blobs.iterdir())
+        if is_digest(digest := f"sha256:{path.name}") and digest not in needed.blobs
+    ]
+    disks = [
+        Garbage(f"disks/{path.name}", tree_bytes(path), path)
+        for path in sorted(parts.disks.iterdir())
+        if path.is_dir() and path.name not in needed.disks
+    ]
+    return blobs + disks
 
-    Raises CorruptStore, having removed nothing, if a root that is there can't be followed.
+
+def bury(parts: StoreParts, garbage: Iterable[Garbage]) -> list[Path]:
+    """Take garbage out of sight, each by one rename; returns what to :func:`destroy` when the lock is free again.
+
+    What is only buried when this process dies goes with the other remains of dead writers.
     """
-    needed, disks = _reachable(parts.blobs, roots)
-    removed = []
-    for path in sorted(parts.blobs.iterdir()):
-        digest = f"sha256:{path.name}"
-        if is_digest(digest) and digest not in needed:
-            removed.append(Removed(digest, _disk_bytes(path)))
-            path.unlink()
-    for path in sorted(parts.disks.iterdir()):
-        if path.is_dir() and path.name not in disks:
-            removed.append(Removed(f"disks/{path.name}", sum(_disk_bytes(each) for each in path.iterdir())))
-            parts.temp.discard_directory(path)
-        elif path.suffix == ".lock":
-            remove_if_free(path)
+    graves = [parts.temp.bury(each.path) for each in garbage]
+    there = {f"sha256:{path.name}" for path in parts.blobs.iterdir()}
     for path in parts.provenance.iterdir():
-        if digest_in(path.stem) not in needed:
-            path.unlink()
-    return removed
+        if digest_in(path.stem) not in there:
+            path.unlink(missing_ok=True)
+    for path in parts.disks.glob("*.lock"):
+        remove_if_free(path)
+    parts.last_use.forget_all_but(there)
+    return [grave for grave in graves if grave is not None]
+
+
+def destroy(parts: StoreParts, graves: Iterable[Path]) -> None:
+    """Free the space. Takes as long as the file system takes to free large files, so nobody should have to wait."""
+    for grave in graves:
+        parts.temp.destroy(grave)
 
 
 def is_referred_to(parts: StoreParts, digests: Iterable[Digest], roots: Iterable[Digest]) -> set[Digest]:
     """Those of the digests that a root leads to; all of them if that can't be told."""
     wanted = set(digests)
     try:
-        return wanted & _reachable(parts.blobs, roots)[0]
+        return wanted & needed_by(parts.blobs, roots).blobs
     except CorruptStore:
         return wanted
 
 
-def _reachable(blobs: Path, roots: Iterable[Digest]) -> tuple[set[Digest], set[str]]:
-    """Blobs and names of extracted disks that the roots lead to, the roots included."""
-    needed: set[Digest] = set()
-    disks: set[str] = set()
-    pending = [*roots]
-    while pending:
-        digest = pending.pop()
-        if digest in needed:
-            continue
-        needed.add(digest)
-        document = _document(blobs / hex_of(digest), digest)
-        needed.update(_digests_in(document, "config", "layers"))
-        pending += _digests_in(document, "manifests")
-        disks.update(_disk_chain(blobs, document))
-    return needed, disks
-
-
-def _document(path: Path, digest: Digest) -> dict[str, Any]:
-    """The blob as a JSON object; empty if it is none, or not here yet."""
-    try:
-        data = path.read_bytes() if path.stat().st_size <= MAX_MANIFEST_BYTES else b""
-    except FileNotFoundError:
-        return {}
-    if data and digest_of(data) != digest:
-        raise CorruptStore(
-            f"{digest} is damaged: if it is a manifest, nobody knows which blobs it needs",
-            remedy="Fetch, import or pack that artifact again, or remove it from the store by its digest.",
-            digest=digest,
-        )
-    try:
-        return from_json(data, dict[str, Any])
-    except NotDecodable:
-        return {}
-
-
-def _digests_in(document: dict[str, Any], *fields: str) -> list[Digest]:
-    found = []
-    for field in fields:
-        value = document.get(field)
-        for each in value if isinstance(value, list) else [value]:
-            digest = each.get("digest") if isinstance(each, dict) else None
-            if isinstance(digest, str) and is_digest(digest):
-                found.append(Digest(digest))
-    return found
-
-
-def _disk_chain(blobs: Path, document: dict[str, Any]) -> list[str]:
-    """Names of the extracted disks that an OVMS artifact uses; none if it can't be read: they can be made again."""
-    try:
-        oci = from_builtins(document, ImageManifest)
-        disks = decode_manifest((blobs / hex_of(manifest_layer(oci).content_digest)).read_bytes()).disk_layers
-    except (NotDecodable, OvmsError, OSError):
-        return []
-    return chain_ids(digest for each in disks if (digest := parse_blob_ref(each.ref).digest))
+def tree_bytes(directory: Path) -> int:
+    """What a directory's files take on disk; those that vanish meanwhile, nothing."""
+    return sum(_disk_bytes(each) for each in directory.rglob("*") if not each.is_dir())
 
 
 def _disk_bytes(path: Path) -> int:
-    return path.stat().st_blocks * 512
+    try:
+        return path.stat().st_blocks * 512
+    except FileNotFoundError:
+        return 0

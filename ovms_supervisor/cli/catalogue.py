@@ -35,7 +35,7 @@ SECTIONS: Final[dict[str, dict[str, Entry]]] = {
         "ls": Entry("artifacts", "List local artifacts."),
         "inspect": Entry("inspect", "Show the manifest of an artifact."),
         "tag": Entry("artifacts", "Give an artifact another name."),
-        "rmi": Entry("artifacts", "Remove names of artifacts."),
+        "rmi": Entry("artifacts", "Remove names of artifacts, and what only they need."),
         "import": Entry("layout", "Read an artifact from a directory or tar."),
         "export": Entry("layout", "Write an artifact to a directory or tar."),
     },

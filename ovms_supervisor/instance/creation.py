@@ -59,6 +59,7 @@ def _begin(host: Host, paths: InstancePaths, digest: Digest) -> None:
     """Keep the artifact before anything is looked for in it, whatever becomes of its names."""
     paths.directory.mkdir(mode=0o700, parents=True)
     claim(host.store, paths, [digest])
+    host.store.note_use(digest)
 
 
 def _own_bytes(plan: Plan) -> int:

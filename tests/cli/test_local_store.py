@@ -91,8 +91,10 @@ def test_tag_and_rmi(ovm: Ovm, packed: str) -> None:
     ovm.ok("tag", packed[:19], "demo:third")
     assert [each["reference"] for each in ovm.json("ls")] == ["demo:base", "demo:third", "localhost:5000/demo:copy"]
     assert ovm.ok("rmi", "demo:third").split() == ["demo:third"]
+    assert list((ovm.root / "blobs" / "sha256").iterdir())
     assert sorted(ovm.ok("rmi", packed).split()) == ["demo:base", "localhost:5000/demo:copy"]
     assert ovm.json("ls") == []
+    assert not list((ovm.root / "blobs" / "sha256").iterdir()), "with its last name an artifact leaves the disk"
 
 
 def test_rmi_changes_nothing_if_one_name_is_wrong(ovm: Ovm, packed: str) -> None:

@@ -10,7 +10,7 @@ from ovms_supervisor.cli import output
 from ovms_supervisor.cli.grammar import OvmCommand
 from ovms_supervisor.cli.invocation import Invocation, pass_invocation
 from ovms_supervisor.cli.parameters import NAME, STORED
-from spec.errors import OvmsError
+from spec.errors import CorruptStore, OvmsError
 from spec.sizes import format_size
 
 if TYPE_CHECKING:
@@ -92,11 +92,20 @@ def tag_command(invocation: Invocation, artifact: Reference | DigestSource, name
 def rmi_command(invocation: Invocation, names: tuple[Reference | DigestSource, ...]) -> None:
     """Remove names from the local store; a digest removes the artifact with all its names.
 
-    An artifact leaves the list with its last name. Machines made from it go on; its data stays in the store.
+    An artifact leaves the list with its last name, and the store unless a machine needs it; what other artifacts need
+    of it stays. 'ovm prune' removes it once the machine is gone.
     """
+    from cache.prune import free
+
     store = invocation.store()
     found = [(each, store.resolve(each)) for each in names]  # all of them, before anything is changed
     removed = [line for each, digest in found for line in _remove(store, each, digest)]
+    try:
+        freed = free(store, {digest for _, digest in found})
+    except CorruptStore as error:
+        output.message(f"ovm: nothing was freed: {error.detail}")
+    else:
+        output.message(f"freed {format_size(sum(each.size_bytes for each in freed))}")
     if invocation.json:
         output.as_json(removed)
     else:
