@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from spec.errors import UnsafeDisk
 from spec.qcow2 import build_overlay_header
 from spec.sizes import GIB, MIB
+from vmm import disk_chain
 from vmm.cpu import HostCpu
 from vmm.driver import Disk, Machine, Ram, SharedMemory, VmmFiles
 from vmm.overlays import create_overlay
-from vmm.qemu import block_graph
 from vmm.qemu.block_graph import disk_node, overlay_node
 from vmm.qemu.board import devices, hardware, memory_regions
 from vmm.qemu.command_line import command_line
@@ -148,7 +148,7 @@ def test_a_chain_that_is_unsafe_is_refused(tmp_path: Path, monkeypatch: pytest.M
     disk.write_bytes(build_overlay_header("/base", "raw", MIB).replace(b"raw\0", b"vmdk"))
     with pytest.raises(UnsafeDisk):
         disk_node(Disk(path=disk, format="qcow2"), "disk0")
-    monkeypatch.setattr(block_graph, "_MAX_LAYERS", 3)
+    monkeypatch.setattr(disk_chain, "_MAX_LAYERS", 3)
     disk.write_bytes(build_overlay_header("disk", "qcow2", MIB))  # a loop
     with pytest.raises(UnsafeDisk, match="more than 3 layers"):
         disk_node(Disk(path=disk, format="qcow2"), "disk0")

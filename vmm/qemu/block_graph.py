@@ -1,19 +1,12 @@
-"""Disks as QEMU's block nodes: every layer of a chain named with its format, so that QEMU never guesses one.
-
-A guest that writes a qcow2 header into its raw disk must not make the next start open files of its choice; and what a
-header says about its backing file is checked here before QEMU acts on it.
-"""
+"""Disks as QEMU's block nodes: every layer of a chain named with its format, so that QEMU never guesses one."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from spec.errors import FileMissing, PermissionMissing, UnsafeDisk
-from spec.qcow2 import HEAD_BYTES, Qcow2Header, parse_header
+from vmm.disk_chain import disk_chain
 from vmm.driver import Disk
-
-_MAX_LAYERS = 128
 
 
 def disk_node(disk: Disk, name: str) -> dict[str, Any]:
@@ -21,24 +14,14 @@ def disk_node(disk: Disk, name: str) -> dict[str, Any]:
 
     Blocks (reads the headers). Raises UnsafeDisk, FileMissing, PermissionMissing.
     """
-    top = _node(disk.path, disk.format, read_only=disk.read_only, name=name)
-    node, path, layers = top, disk.path, 1
-    while node["driver"] == "qcow2":
-        header = _header(path)
-        if header.backing_name is None:
-            node["backing"] = None
-            break
-        if header.backing_format not in ("qcow2", "raw"):
-            raise UnsafeDisk(f"{path} does not say whether its backing file is qcow2 or raw")
-        layers += 1
-        if layers > _MAX_LAYERS:
-            raise UnsafeDisk(f"the disk {disk.path} has more than {_MAX_LAYERS} layers")
-        path = path.parent / header.backing_name
-        node["backing"] = _node(path, header.backing_format, read_only=True)
+    top, *below = disk_chain(disk)
+    first = node = _node(top.path, top.format, read_only=disk.read_only, name=name)
+    for link in below:
+        node["backing"] = _node(link.path, link.format, read_only=True)
         node = node["backing"]
-    if not path.exists():
-        raise FileMissing(f"the disk image {path} is not there", path=str(path))
-    return top
+    if node["driver"] == "qcow2":
+        node["backing"] = None
+    return first
 
 
 def overlay_node(path: Path, name: str) -> dict[str, Any]:
@@ -60,15 +43,3 @@ def _node(path: Path, image_format: str, *, read_only: bool, name: str | None = 
     if name is not None:
         node["node-name"] = name
     return node
-
-
-def _header(path: Path) -> Qcow2Header:
-    try:
-        with path.open("rb") as file:
-            return parse_header(file.read(HEAD_BYTES))
-    except FileNotFoundError as error:
-        raise FileMissing(f"the disk image {path} is not there", path=str(path)) from error
-    except OSError as error:
-        raise PermissionMissing(f"the disk image {path} can't be read: {error.strerror}") from error
-    except UnsafeDisk as error:
-        raise UnsafeDisk(f"{path}: {error.detail}", path=str(path)) from error
