@@ -19,6 +19,8 @@ import structlog
 from anyio.abc import TaskGroup, TaskStatus
 from anyio.to_thread import run_sync
 
+from cache.registry.pull import Pulled
+from cache.registry.sink import BlobSink
 from cache.resident import ResidentImages
 from cache.store import Store
 from ovms_supervisor.clock import Stopwatch
@@ -39,12 +41,16 @@ from ovms_supervisor.instance.snapshot import snapshot, snapshot_reference
 from ovms_supervisor.instance.start import start
 from ovms_supervisor.layout import Layout
 from ovms_supervisor.pool import Pool
+from ovms_supervisor.pulling import Pulling
 from ovms_supervisor.readiness import host_troubles
 from ovms_supervisor.roster import Roster
-from spec.api import MmioWrite, SnapshotReply, StartRequest, WarmPool, WarmRequest
+from spec import media_types
+from spec.api import MmioWrite, PullPolicy, SnapshotReply, StartRequest, WarmPool, WarmRequest
 from spec.digest import parse_digest
 from spec.errors import Busy, CapacityExceeded, Conflict, InstanceNotFound, WrongState
 from spec.instance import InstanceState, is_live
+from spec.oci import Descriptor
+from spec.reference import Reference
 from vmm.driver import Driver, RuntimeName
 
 _log = structlog.get_logger(__name__)
@@ -58,15 +64,17 @@ class Supervisor:
     ) -> None:
         layout = Layout.of(settings)
         self.events = EventHub()
+        runtimes = Runtimes(drivers)
         self._host = Host(
             settings=settings,
             layout=layout,
             store=store,
             images=images,
             drivers=drivers,
-            runtimes=Runtimes(drivers),
+            runtimes=runtimes,
             capacity=Capacity(layout.image_dir),
             events=self.events,
+            pulling=Pulling(settings, store, self.events, runtimes.platform, partial(_arriving, images)),
         )
         self._roster = Roster()
         self.pool = Pool(self._host, self._roster, self._begin, self._forget)
@@ -129,6 +137,15 @@ class Supervisor:
         if self._draining:
             raise Conflict("the daemon is ending and starts nothing any more", remedy="Start it on the next daemon.")
         return await owned(self._tasks, partial(self._start, request), "start")
+
+    async def pull(self, reference: Reference, policy: PullPolicy) -> Pulled:
+        """Have the artifact of a reference with a registry in the store.
+
+        Raises ArtifactNotFound, Corrupt*, InvalidManifest, UnsupportedManifest, NoSpace, RegistryError and its kinds.
+        """
+        if self._draining:
+            raise Conflict("the daemon is ending and pulls nothing any more")
+        return await owned(self._tasks, partial(self._host.pulling.pull, reference, policy), "pull")
 
     async def stop(self, instance: Instance, timeout_s: float | None) -> None:
         """Let an instance end; returns once it is ``stopping``. None: the configured grace for the guest.
@@ -270,3 +287,8 @@ class Supervisor:
             return await snapshot(life, snapshot_reference(instance, tag, base.manifest.name))
         finally:
             self._snapshots.pop(instance.id).set()
+
+
+def _arriving(images: ResidentImages, blob: Descriptor) -> BlobSink | None:
+    """Who takes a blob while it is downloaded: a RAM snapshot is resident as soon as it is here."""
+    return images.arrival(blob) if blob.media_type == media_types.RAMSNAP else None

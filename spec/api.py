@@ -47,11 +47,17 @@ class Overrides(_Request, frozen=True, kw_only=True, omit_defaults=True):
     """``auto``: restore if the artifact has a RAM snapshot, an error if that is not possible here."""
 
 
+PullPolicy = Literal["missing", "always", "never"]
+"""When to ask the registry: if the store has no such artifact; each time; not at all."""
+
+
 class StartRequest(_Request, frozen=True, kw_only=True):
     """``POST /start``."""
 
     manifest: Annotated[str, Meta(min_length=1, max_length=4096)]
     overrides: Overrides = Overrides()
+    pull: PullPolicy = "missing"
+    """Of a reference with a registry; others are never pulled."""
 
 
 class StartReply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -79,6 +85,33 @@ class StatusReply(msgspec.Struct, frozen=True, kw_only=True):
     """``{"status": …}``."""
 
     status: str
+
+
+class PullRequest(_Request, frozen=True, kw_only=True):
+    """``POST /pull``; without ``wait`` the reply comes at once, and the rest on ``GET /events``."""
+
+    reference: Annotated[str, Meta(min_length=1, max_length=512)]
+    policy: Literal["missing", "always"] = "always"
+    wait: bool = True
+
+
+class PullReply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The artifact that is in the store now, and what that took; only the first two while it is being pulled."""
+
+    reference: str
+    status: Literal["pulling", "pulled"]
+    digest: str | None = None
+    """Of the OCI manifest."""
+    index: str | None = None
+    """Of the OCI index that the reference names, if it names one."""
+    network_bytes: int | None = None
+    """What came over the network."""
+    resumed_bytes: int | None = None
+    """What an earlier, unfinished pull had brought."""
+    there_bytes: int | None = None
+    """What was in the store."""
+    total_ms: float | None = None
+    mb_per_s: float | None = None
 
 
 class SnapshotRequest(_Request, frozen=True, kw_only=True):

@@ -104,6 +104,11 @@ def parse_reference(text: str) -> Reference:
     return Reference(registry, repository, tag or None, digest)
 
 
+def is_registry_host(text: str) -> bool:
+    """Whether it is what a reference has before its first ``/``: ``name[:port]``."""
+    return _HOST.fullmatch(text) is not None
+
+
 def parse_source(text: str) -> Source:
     """Tell a path, a digest and a reference apart, by form only (no look at the disk).
 

@@ -31,15 +31,23 @@ class Operations:
 
     async def run(self, change: Coroutine[Any, Any, T]) -> T:
         """Run a change to its end, whatever becomes of the caller."""
-        task = asyncio.create_task(change)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task = self._begin(change)
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
             if not task.done():
                 task.add_done_callback(_tell_the_log)
             raise
+
+    def begin(self, change: Coroutine[Any, Any, object]) -> None:
+        """Run a change that nobody waits for."""
+        self._begin(change).add_done_callback(_tell_the_log)
+
+    def _begin(self, change: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        task = asyncio.create_task(change)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
 
     async def drain(self, limit_s: float) -> None:
         """Wait for what is under way, then cancel it."""

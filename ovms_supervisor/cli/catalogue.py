@@ -32,6 +32,7 @@ SECTIONS: Final[dict[str, dict[str, Entry]]] = {
     },
     "Artifacts": {
         "pack": Entry("pack", "Make an artifact of a kernel, an initrd and disks."),
+        "pull": Entry("pull", "Fetch an artifact from a registry."),
         "ls": Entry("artifacts", "List local artifacts."),
         "inspect": Entry("inspect", "Show the manifest of an artifact."),
         "tag": Entry("artifacts", "Give an artifact another name."),

@@ -95,6 +95,17 @@ def _stored(text: str) -> Reference | DigestSource:
     return source
 
 
+def _remote(text: str) -> Reference:
+    from spec.reference import parse_reference
+
+    reference = parse_reference(text)
+    if reference.registry is None:
+        raise InvalidReference(
+            f"{text[:200]!r} names no registry (HOST[:PORT]/NAME[:TAG]); short names are those of the local store"
+        )
+    return reference
+
+
 def _startable(text: str) -> str:
     """As the daemon will read it: a path is made absolute, for the daemon has another directory and home."""
     from spec.reference import PathSource, parse_source
@@ -147,6 +158,8 @@ NAME = Parsed("ref", _new_name)
 """A Reference to be given to an artifact."""
 STORED = Parsed("ref", _stored, _references)
 """A Reference or DigestSource of the local store."""
+REMOTE = Parsed("ref", _remote)
+"""A Reference that names a registry."""
 STARTABLE = Parsed("source", _startable, _references)
 """A reference, digest, or absolute path, as text."""
 DEVICE = Parsed("name:size", _device)

@@ -25,6 +25,8 @@ from spec.api import (
     LogLine,
     MmioWrite,
     Overrides,
+    PullReply,
+    PullRequest,
     Readiness,
     SnapshotReply,
     SnapshotRequest,
@@ -82,6 +84,13 @@ class Client:
             request = StartRequest(manifest=request, overrides=overrides or Overrides())
         query, limit_s = _waiting(wait, timeout_s)
         return await self._connection.call("POST", "/start", StartReply, body=request, query=query, limit_s=limit_s)
+
+    async def pull(
+        self, reference: str, *, policy: Literal["missing", "always"] = "always", wait: bool = True
+    ) -> PullReply:
+        """Have an artifact of a registry in the daemon's store; takes as long as it takes, unless without ``wait``."""
+        body = PullRequest(reference=reference, policy=policy, wait=wait)
+        return await self._connection.call("POST", "/pull", PullReply, body=body, limit_s=None if wait else ANSWER_S)
 
     async def stop(
         self,

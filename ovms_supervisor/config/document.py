@@ -33,6 +33,14 @@ class Runtimes(_Part, frozen=True, kw_only=True):
     cloud_hypervisor: Runtime | UnsetType = field(name="cloud-hypervisor", default=UNSET)
 
 
+class Registries(_Part, frozen=True, kw_only=True):
+    """``[registries]``."""
+
+    plain_http: list[str] | str | UnsetType = UNSET
+    """Hosts; as text, with commas between them."""
+    ca_file: str | UnsetType = UNSET
+
+
 class Document(_Part, frozen=True, kw_only=True):
     """ovms.toml; what is not set comes from elsewhere."""
 
@@ -51,6 +59,7 @@ class Document(_Part, frozen=True, kw_only=True):
     warm_reserve: Size | UnsetType = UNSET
     memory: Size | UnsetType = UNSET
     cpus: Annotated[int, Meta(ge=1, le=255)] | UnsetType = UNSET
+    registries: Registries | UnsetType = UNSET
     runtimes: Runtimes | UnsetType = UNSET
 
 

@@ -13,6 +13,7 @@ import msgspec
 from ovms_supervisor.config import directories, document, host
 from ovms_supervisor.config.settings import DEFAULT_IMAGE_SHARE, DEFAULT_WARM_RESERVE_SHARE, Settings
 from spec.errors import FileMissing, InvalidConfig, InvalidSize, PermissionMissing
+from spec.reference import is_registry_host
 from spec.sizes import KIB, MIB, parse_size
 
 MAX_SOCKET_PATH_BYTES = 107
@@ -197,8 +198,25 @@ def _resolve(layers: _Layers, environ: Mapping[str, str]) -> Settings:
         ),
         default_memory_bytes=layers.size("memory", defaults.default_memory_bytes, minimum=_MIN_MEMORY_BYTES),
         default_cpus=layers.take("cpus", defaults.default_cpus),
+        plain_http=_hosts(layers, "registries.plain_http"),
+        ca_file=_optional_path(layers, "registries.ca_file"),
         binaries={name: _binary(layers, f"runtimes.{name}.binary") for name in defaults.binaries},
     )
+
+
+def _hosts(layers: _Layers, key: str) -> tuple[str, ...]:
+    """Names of registries, as a list or with commas between them."""
+    given = layers.take(key, [])
+    hosts = [each.strip() for each in (given.split(",") if isinstance(given, str) else given)]
+    for host_name in hosts:
+        if not is_registry_host(host_name):
+            raise layers.error(key, f"{host_name[:100]!r} is not NAME or NAME:PORT")
+    layers.values[key] = hosts
+    return tuple(hosts)
+
+
+def _optional_path(layers: _Layers, key: str) -> Path | None:
+    return None if layers.take(key, None) is None else layers.path(key, Path())
 
 
 def _binary(layers: _Layers, key: str) -> Path | None:

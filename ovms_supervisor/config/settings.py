@@ -64,6 +64,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """For artifacts that name no memory size."""
     default_cpus: int = 1
     """For artifacts that name no number of CPUs."""
+    plain_http: tuple[str, ...] = ()
+    """Registries (``name[:port]``) that are spoken to without TLS; those on loopback always are."""
+    ca_file: Path | None = None
+    """Certificate authorities (PEM) for registries, besides those of the system."""
     binaries: Mapping[str, Path | None] = msgspec.field(
         default_factory=lambda: {"qemu": None, "cloud-hypervisor": None}
     )

@@ -38,7 +38,7 @@ async def create(
         paths = host.layout.of_instance(instance_id)
         async with undone_on_failure() as undo:
             with watch.phase("resolve"):
-                resolved = await resolve(host.store, request)
+                resolved = await resolve(host, request)
                 undo.push_async_callback(run_sync, forget, host, paths)
                 await run_sync(_begin, host, paths, resolved.artifact.digest)
             with watch.phase("admit"):

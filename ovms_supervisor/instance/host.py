@@ -12,6 +12,7 @@ from ovms_supervisor.events import EventHub
 from ovms_supervisor.instance.capacity import Capacity
 from ovms_supervisor.instance.runtimes import Runtimes
 from ovms_supervisor.layout import Layout
+from ovms_supervisor.pulling import Pulling
 from spec.errors import NoUsableRuntime
 from vmm.driver import Driver, RuntimeName
 
@@ -28,6 +29,7 @@ class Host:
     runtimes: Runtimes
     capacity: Capacity
     events: EventHub
+    pulling: Pulling
 
     def driver(self, name: str) -> Driver:
         """The driver of a runtime. Raises NoUsableRuntime: a journal may name one that this daemon does not have."""

@@ -9,25 +9,32 @@ from anyio import to_thread
 from cache.artifact import Artifact
 from cache.file_layout import import_artifact
 from cache.store import Store
+from ovms_supervisor.instance.host import Host
 from ovms_supervisor.instance.plan import Resolved
 from spec.api import StartRequest
 from spec.errors import InvalidReference
-from spec.reference import PathSource, parse_source
+from spec.reference import PathSource, Reference, Source, parse_source
 
 
-async def resolve(store: Store, request: StartRequest) -> Resolved:
-    """Find the artifact, importing a directory or tar. Raises Invalid*, ArtifactNotFound, Corrupt*, Unsafe*."""
-    return Resolved(request, await to_thread.run_sync(_artifact, store, request.manifest))
+async def resolve(host: Host, request: StartRequest) -> Resolved:
+    """Find the artifact, importing a directory or tar and pulling a reference with a registry as the request has it.
+
+    Raises Invalid*, ArtifactNotFound, Corrupt*, Unsafe*, and what pulling raises.
+    """
+    source = parse_source(request.manifest)
+    if isinstance(source, Reference) and source.registry is not None:
+        digest = await host.pulling.find(source, request.pull)
+        return Resolved(request, await to_thread.run_sync(host.store.artifact, digest))
+    return Resolved(request, await to_thread.run_sync(_artifact, host.store, source))
 
 
-def _artifact(store: Store, text: str) -> Artifact:
-    source = parse_source(text)
+def _artifact(store: Store, source: Source) -> Artifact:
     if not isinstance(source, PathSource):
         return store.artifact(store.resolve(source))
     path = Path(source.path).expanduser()
     if not path.is_absolute():
         raise InvalidReference(
-            f"{text!r} is a relative path, and the daemon has a working directory of its own",
+            f"{str(source)!r} is a relative path, and the daemon has a working directory of its own",
             remedy="Give an absolute path.",
         )
     return store.artifact(import_artifact(store, path, None))

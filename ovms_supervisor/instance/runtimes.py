@@ -8,9 +8,12 @@ from itertools import takewhile
 
 import anyio
 
+from cache.registry.index_choice import HostPlatform
 from spec.compatibility import Compatibility, check_restorable
+from spec.cpu_class import cpu_class
 from spec.errors import IncompatibleSnapshot, NoUsableRuntime
 from spec.instance import RuntimeInfo
+from vmm.cpu import host_cpu
 from vmm.driver import Driver, RuntimeName, RuntimeReport
 
 NO_PREFERENCE = "generic"
@@ -56,6 +59,11 @@ class Runtimes:
                 for name in asked:
                     group.start_soon(self._probe, name)
             return dict(self._reports)
+
+    async def platform(self) -> HostPlatform:
+        """What an artifact may be chosen for."""
+        usable = sorted((each for each in (await self.reports()).values() if each.usable), key=_rank)
+        return HostPlatform(tuple(each.name for each in usable), cpu_class(host_cpu().flags))
 
     async def _probe(self, name: str) -> None:
         self._reports[name] = await self._drivers[name].probe()

@@ -7,10 +7,12 @@ import uuid
 from pathlib import Path
 from types import SimpleNamespace
 
+from cache.registry.pull import Pulled
 from ovms_supervisor.clock import utc_now
 from ovms_supervisor.events import EventHub
 from ovms_supervisor.logs.console_log import ConsoleLog
 from spec.api import MmioWrite, SnapshotReply, StartRequest
+from spec.digest import Digest
 from spec.errors import InstanceNotFound, OutOfRange, OvmsError, WrongState
 from spec.instance import (
     DeviceInfo,
@@ -23,6 +25,7 @@ from spec.instance import (
     StartMetrics,
     is_final,
 )
+from spec.reference import Reference
 
 DIGEST = "sha256:" + "ab" * 32
 DEVICE_BYTES = 4096
@@ -151,6 +154,20 @@ class FakeSupervisor:
             raise WrongState("it lives", status=instance.state)
         await instance.console.close(None)
         del self._instances[instance.id]
+
+    async def pull(self, reference: Reference, policy: str) -> Pulled:
+        await self._change(f"pull {reference} {policy}")
+        self.events.publish("pull.done", reference=str(reference))
+        return Pulled(
+            reference=reference,
+            digest=Digest(DIGEST),
+            index=None,
+            network_bytes=3_000_000,
+            resumed_bytes=10,
+            there_bytes=5,
+            blobs=4,
+            total_ms=1000.0,
+        )
 
     async def snapshot(self, instance: FakeInstance, tag: str) -> SnapshotReply:
         await self._change(f"snapshot {tag}")

@@ -10,7 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spec.api import InjectRequest, InstanceRequest, SnapshotRequest, StartRequest, StopRequest, WarmRequest
+from spec.api import (
+    InjectRequest,
+    InstanceRequest,
+    PullRequest,
+    SnapshotRequest,
+    StartRequest,
+    StopRequest,
+    WarmRequest,
+)
 from tests.api.document import violations
 
 _NAMES = ["instance_id", "manifest", "overrides", "tag", "timeout_s", "content", "mmio", "device", "offset", "read"]
@@ -36,9 +44,15 @@ _access = st.fixed_dictionaries(
     {"device": st.one_of(st.just("mmio0"), _values)},
     optional={"offset": _scalars, "read": _scalars, "text": _scalars, "other": _scalars},
 )
+_pull_policies = st.one_of(st.sampled_from(["missing", "always", "never"]), _scalars)
 _BODIES: dict[type[msgspec.Struct], st.SearchStrategy[Any]] = {
     StartRequest: st.fixed_dictionaries(
-        {"manifest": st.one_of(st.just("demo:1"), _values)}, optional={"overrides": st.one_of(_overrides, _values)}
+        {"manifest": st.one_of(st.just("demo:1"), _values)},
+        optional={"overrides": st.one_of(_overrides, _values), "pull": _pull_policies},
+    ),
+    PullRequest: st.fixed_dictionaries(
+        {"reference": st.one_of(st.just("example.com/app:1"), _values)},
+        optional={"policy": _pull_policies, "wait": _scalars, "other": _scalars},
     ),
     StopRequest: st.fixed_dictionaries(
         {"instance_id": st.one_of(st.just("web"), _values)}, optional={"timeout_s": _values}

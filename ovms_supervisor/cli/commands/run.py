@@ -11,11 +11,12 @@ from ovms_supervisor.cli import background, output
 from ovms_supervisor.cli.grammar import OvmCommand
 from ovms_supervisor.cli.invocation import Invocation, pass_invocation, run_async
 from ovms_supervisor.cli.parameters import SIZE, STARTABLE
+from ovms_supervisor.cli.remote_source import names_registry, pull_through_daemon
 from spec.errors import OvmsError
 
 if TYPE_CHECKING:
     from ovms_supervisor.client import Client
-    from spec.api import StartRequest
+    from spec.api import PullPolicy, StartRequest
     from spec.instance import InstanceInfo
 
 _MAX_COUNT = 10_000
@@ -41,6 +42,12 @@ _AT_ONCE = 64
 @click.option("--args", metavar="TEXT", help="Kernel command line instead of the artifact's. Not on restore.")
 @click.option("--disk", type=click.Choice(["ephemeral", "persistent"]), help="Whether its disk outlives it.")
 @click.option("--cold", is_flag=True, help="Boot, even if the artifact has a RAM snapshot.")
+@click.option(
+    "--pull",
+    type=click.Choice(["missing", "always", "never"]),
+    default="missing",
+    help="When to ask the registry that REF names.",
+)
 @click.option("--count", type=click.IntRange(1, _MAX_COUNT), default=1, metavar="N", help="How many to start.")
 @click.option("-d", "--detach", is_flag=True, hidden=True, help="What run does anyway.")
 @pass_invocation
@@ -54,13 +61,15 @@ def run_command(
     args: str | None,
     disk: str | None,
     cold: bool,
+    pull: PullPolicy,
     count: int,
     detach: bool,  # noqa: ARG001 - docker's habit, harmless
 ) -> None:
     """Start machines from an artifact and print their ids once they run.
 
-    An artifact with a RAM snapshot goes on from its moment as a copy-on-write clone; one without boots. If no daemon
-    listens, one is started in the background. JSON comes one machine a line.
+    An artifact with a RAM snapshot goes on from its moment as a copy-on-write clone; one without boots. One that names
+    a registry (HOST[:PORT]/NAME) is pulled if it is not in the local store. If no daemon listens, one is started in
+    the background. JSON comes one machine a line.
     """
     import re
 
@@ -77,8 +86,14 @@ def run_command(
         "boot": "cold" if cold else None,
     }
     names = [name] if count == 1 else [f"{name}-{n}" if name else None for n in range(1, count + 1)]
-    requests = [StartRequest(manifest=source, overrides=Overrides(**overrides, name=each)) for each in names]
     background.ensure(invocation)
+    if pull != "never" and names_registry(source):
+        manifest = run_async(lambda: pull_through_daemon(invocation, source, pull))
+    else:
+        manifest = source
+    requests = [
+        StartRequest(manifest=manifest, overrides=Overrides(**overrides, name=each), pull="never") for each in names
+    ]
     failures = run_async(lambda: _start_all(invocation, requests))
     for error in failures[1:]:
         output.error(error, json=invocation.json)

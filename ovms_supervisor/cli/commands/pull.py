@@ -1,0 +1,87 @@
+"""``ovm pull``."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import click
+
+from ovms_supervisor.cli import output
+from ovms_supervisor.cli.grammar import OvmCommand
+from ovms_supervisor.cli.invocation import Invocation, pass_invocation, run_async
+from ovms_supervisor.cli.parameters import REMOTE
+from ovms_supervisor.cli.transfer_display import transfer_display
+
+if TYPE_CHECKING:
+    from cache.registry.index_choice import HostPlatform
+    from cache.registry.pull import Pulled
+    from cache.store import Store
+    from ovms_supervisor.cli.transfer_display import TransferDisplay
+    from ovms_supervisor.config import Settings
+    from spec.reference import Reference
+
+
+@click.command(
+    "pull",
+    cls=OvmCommand,
+    examples=["ovm pull registry.example.com/demo/web:warm", "ovm pull 127.0.0.1:5000/demo:base"],
+)
+@click.argument("reference", type=REMOTE, metavar="REF")
+@click.option("--plain-http", is_flag=True, help="Speak to this registry without TLS; on loopback that is the default.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress.")
+@pass_invocation
+def pull_command(invocation: Invocation, reference: Reference, plain_http: bool, quiet: bool) -> None:
+    """Fetch an artifact from a registry into the local store and print its digest.
+
+    REF is HOST[:PORT]/NAME[:TAG] or HOST[:PORT]/NAME@sha256:…; no daemon is needed. What is there is not fetched, and
+    an interrupted pull goes on where it was. The logins of docker and podman are used.
+    """
+    settings, store = invocation.settings, invocation.store()
+    hosts = (reference.registry or "",) if plain_http else ()
+    with transfer_display(quiet=quiet or invocation.json) as display:
+        pulled = run_async(lambda: _pull(settings, store, reference, hosts, display))
+    if invocation.json:
+        from ovms_supervisor.pulling import reply_of
+
+        output.as_json(reply_of(pulled))
+        return
+    output.data(pulled.digest)
+    if not quiet:
+        output.message(_told(pulled))
+
+
+async def _pull(
+    settings: Settings, store: Store, reference: Reference, hosts: tuple[str, ...], display: TransferDisplay
+) -> Pulled:
+    from cache.registry.access import open_registries
+    from cache.registry.download import Downloads
+    from cache.registry.pull import PullOptions, pull
+    from ovms_supervisor.registries import access_of
+
+    async def platform() -> HostPlatform:
+        from ovms_supervisor.instance.runtimes import Runtimes
+        from vmm.registry import drivers
+
+        return await Runtimes(drivers(settings.binaries)).platform()
+
+    options = PullOptions(
+        platform=platform,
+        downloads=Downloads(report=display.report),
+        begin=lambda artifact: display.begin(artifact.digest, artifact.blobs),
+    )
+    try:
+        async with open_registries(access_of(settings, plain_http=hosts)) as registries:
+            return await pull(store, registries.repository(reference), reference, options)
+    except asyncio.CancelledError:
+        output.message("ovm: interrupted; what has arrived is kept for the next pull")
+        raise
+
+
+def _told(pulled: Pulled) -> str:
+    parts = [f"{pulled.network_bytes / 1e6:.1f} MB in {pulled.total_ms / 1e3:.2f} s ({pulled.mb_per_s:.0f} MB/s)"]
+    if pulled.resumed_bytes:
+        parts.append(f"{pulled.resumed_bytes / 1e6:.1f} MB from an earlier pull")
+    if pulled.there_bytes:
+        parts.append(f"{pulled.there_bytes / 1e6:.1f} MB were there")
+    return f"pulled {pulled.reference}: {', '.join(parts)}"
