@@ -229,7 +229,7 @@ class Pool:
             self._give_up(stock)
 
     async def _check_restorable(self, order: Order, digest: Digest) -> None:
-        plan = await admit(self._host, await resolve(self._host.store, order.request(digest)), Stopwatch())
+        plan = await admit(self._host, await resolve(self._host, order.request(digest)), Stopwatch())
         if plan.boot != "restore":
             raise InvalidRequest(
                 "the artifact has no RAM snapshot: there is nothing to restore clones from",

@@ -1,0 +1,111 @@
+"""Starts of what is in a registry, by policy; and what a pull tells meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from cache.artifact import Artifact
+from cache.pack import PackRequest, pack
+from cache.store import Store
+from spec.api import Overrides, PullPolicy, StartRequest
+from spec.errors import ArtifactNotFound, RegistryUnreachable
+from spec.instance import InstanceState
+from spec.reference import parse_reference
+from tests.cache.registry.small_registry import SmallRegistry, serving
+from tests.supervisor.conftest import GUEST_MEMORY, Site
+
+RUNNING = InstanceState.RUNNING
+
+
+@pytest.fixture
+async def registry() -> AsyncIterator[SmallRegistry]:
+    async with serving(SmallRegistry()) as registry:
+        yield registry
+
+
+def put(registry: SmallRegistry, tmp_path: Path, kernel: Path, args: str = "") -> Artifact:
+    """Make ``app:1`` of the registry."""
+    elsewhere = Store(tmp_path / "elsewhere")
+    elsewhere.create()
+    mine = tmp_path / "kernel"
+    mine.write_bytes(kernel.read_bytes() + b"mine")  # the site has the other one
+    request = PackRequest(name=parse_reference("app:1"), kernel=mine, memory_bytes=GUEST_MEMORY, cpus=1, args=args)
+    artifact = elsewhere.artifact(pack(elsewhere, request))
+    registry.add_manifest(artifact.oci_bytes, "1")
+    for blob in artifact.blobs:
+        registry.add_blob(elsewhere.blob_path(blob.content_digest).read_bytes())
+    elsewhere.close()
+    return artifact
+
+
+@pytest.fixture
+async def app(registry: SmallRegistry, tmp_path: Path, guest_kernel: Path) -> Artifact:
+    return await asyncio.to_thread(put, registry, tmp_path, guest_kernel)
+
+
+def request(registry: SmallRegistry, pull: PullPolicy = "missing", what: str = "app:1") -> StartRequest:
+    return StartRequest(manifest=f"{registry.host}/{what}", overrides=Overrides(), pull=pull)
+
+
+async def test_what_is_missing_is_pulled_once(site: Site, registry: SmallRegistry, app: Artifact) -> None:
+    async with site.daemon() as supervisor:
+        started = await asyncio.gather(*(supervisor.start(request(registry)) for _ in range(3)))
+        for instance in started:
+            assert await instance.wait_for(RUNNING) is RUNNING
+            assert instance.record.manifest.digest == app.digest
+            assert instance.record.manifest.ref == f"{registry.host}/app:1"
+    assert len(registry.seen("/manifests/")) == 1
+    assert len(registry.seen("/blobs/")) == 2, "manifest.json and kernel"
+
+
+async def test_never_and_always(
+    site: Site, registry: SmallRegistry, app: Artifact, tmp_path: Path, guest_kernel: Path
+) -> None:
+    async with site.daemon() as supervisor:
+        with pytest.raises(ArtifactNotFound):
+            await supervisor.start(request(registry, "never"))
+        assert not registry.requests
+        await supervisor.start(request(registry))
+        other = await asyncio.to_thread(put, registry, tmp_path, guest_kernel, "other")
+        for policy, expected in (("missing", app), ("never", app), ("always", other)):
+            instance = await supervisor.start(request(registry, policy))  # type: ignore[arg-type]
+            assert instance.record.manifest.digest == expected.digest, policy
+
+
+async def test_by_digest(site: Site, registry: SmallRegistry, app: Artifact) -> None:
+    async with site.daemon() as supervisor:
+        instance = await supervisor.start(request(registry, what=f"app@{app.digest}"))
+        assert await instance.wait_for(RUNNING) is RUNNING
+
+
+async def test_what_cannot_be_had_starts_nothing(site: Site, registry: SmallRegistry, app: Artifact) -> None:
+    async with site.daemon() as supervisor:
+        with pytest.raises(ArtifactNotFound):
+            await supervisor.start(request(registry, what="app:2"))
+        del registry.blobs[app.kernel.digest]
+        registry.cut_after = 0
+        with pytest.raises(RegistryUnreachable):
+            await supervisor.start(request(registry))
+        assert not supervisor.instances()
+
+
+async def test_events_tell_the_story(site: Site, registry: SmallRegistry, app: Artifact) -> None:
+    reference = parse_reference(f"{registry.host}/app:1")
+    async with site.daemon() as supervisor:
+        events = supervisor.events.subscribe()
+        pulled = await supervisor.pull(reference, "always")
+        told = [await anext(events) for _ in range(2)]
+        assert [each.type for each in told] == ["pull.progress", "pull.done"]
+        assert told[0].detail["digest"] == told[1].detail["digest"] == app.digest == pulled.digest
+        assert {each["title"] for each in told[0].detail["blobs"]} >= {"kernel", "manifest.json"}
+        assert told[1].detail["network_bytes"] == pulled.network_bytes == app.kernel.size
+
+        with pytest.raises(ArtifactNotFound):
+            await supervisor.pull(parse_reference(f"{registry.host}/app:2"), "always")
+        failed = await anext(events)
+        assert (failed.type, failed.detail["code"]) == ("pull.failed", "artifact.not_found")
+        events.close()
