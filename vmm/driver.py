@@ -141,6 +141,8 @@ class SaveTarget:
     state_dir: Path
     overlays: tuple[Disk, ...] = field(default=())
     """A fresh overlay for each writable disk, in order, backed by the present one. Made by the caller."""
+    image: Path | None = None
+    """For a machine whose RAM is private: a copy of its image, which the changed pages make the machine's RAM."""
 
 
 class Saved(Protocol):

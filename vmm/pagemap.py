@@ -4,12 +4,14 @@ Guest RAM of a clone is a private mapping of an image. A page that it wrote to i
 not a page of the file (admin-guide/mm/pagemap of the kernel: bits 63, 62 and 61). So image + own pages = its RAM, and
 taking a copy of them costs what the clone dirtied, whatever the size of its RAM.
 
-Everything here blocks: milliseconds per GiB to find the pages, and what copying them takes.
+Everything here blocks: some milliseconds per GiB in use to find the pages, and what copying them takes.
 """
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import mmap
 import os
 import re
 from collections.abc import Iterator
@@ -18,6 +20,8 @@ from typing import NamedTuple
 
 from spec.errors import FileMissing, InUse, MemoryNotShared, NoSpace, OvmsError, PermissionMissing, VmmExited
 from spec.sizes import PAGE_BYTES
+from vmm.pagemap_scan import own_ranges
+from vmm.process_memory import read_ranges
 from vmm.smaps import Mapping, parse_smaps
 
 _ENTRY_BYTES = 8
@@ -50,10 +54,11 @@ def own_extents(entries: bytes) -> Iterator[Extent]:
         yield Extent(run.start() * PAGE_BYTES, len(run[0]) * PAGE_BYTES)
 
 
-def capture_own_pages(pid: int, ram: Path, destination: Path) -> list[Extent]:
+def capture_own_pages(pid: int, ram: Path, destination: Path, *, over_image: bool = False) -> list[Extent]:
     """Copy the pages that the process does not share with the image ``ram`` to the new file ``destination``.
 
     That is sparse and as long as the image, each page at the offset that it has in RAM; returned is where they lie.
+    ``over_image``: the destination is there already, a copy of the image, and the pages replace those that it has.
     The process must stand still meanwhile. Raises MemoryNotShared (it has no private mapping of the image), VmmExited,
     PermissionMissing, NoSpace, InUse, FileMissing; ``destination`` is not left behind by an error.
     """
@@ -64,19 +69,18 @@ def capture_own_pages(pid: int, ram: Path, destination: Path) -> list[Extent]:
         with (
             (proc / "pagemap").open("rb", 0) as pagemap,
             (proc / "mem").open("rb", 0) as memory,
-            destination.open("xb", 0) as copy,
+            destination.open("r+b" if over_image else "x+b", 0) as copy,
         ):
             try:
                 os.ftruncate(copy.fileno(), image.st_size)
-                own: list[Extent] = []
-                for mapping in mappings:
-                    own += _capture(mapping, pagemap.fileno(), memory.fileno(), copy.fileno())
+                own = [piece for mapping in mappings for piece in _own_pieces(mapping, pagemap.fileno())]
+                _copy_pieces(pid, memory.fileno(), copy.fileno(), own, image.st_size)
             except BaseException:
                 destination.unlink()
                 raise
     except OSError as error:
         raise _as_ours(error, pid, destination) from error
-    return own
+    return [extent for _, extent in own]
 
 
 def complete_image(parent: Path, own: list[Extent], copy: Path) -> None:
@@ -114,16 +118,41 @@ def _private_mappings(proc: Path, image: os.stat_result) -> list[Mapping]:
     return found
 
 
-def _capture(mapping: Mapping, pagemap: int, memory: int, copy: int) -> Iterator[Extent]:
+def _own_pieces(mapping: Mapping, pagemap: int) -> Iterator[tuple[int, Extent]]:
+    """The address of each run of own pages, and where it lies in the RAM file."""
+    ranges = own_ranges(pagemap, mapping.start, mapping.end)
+    for start, end in _listed(mapping, pagemap) if ranges is None else ranges:
+        yield start, Extent(start - mapping.start + mapping.offset, end - start)
+
+
+def _listed(mapping: Mapping, pagemap: int) -> Iterator[tuple[int, int]]:
+    """The same from the entries of all pages."""
     for start in range(mapping.start, mapping.end, _ENTRIES_AT_ONCE * PAGE_BYTES):
         pages = min(_ENTRIES_AT_ONCE, (mapping.end - start) // PAGE_BYTES)
         entries = os.pread(pagemap, pages * _ENTRY_BYTES, start // PAGE_BYTES * _ENTRY_BYTES)
         if len(entries) != pages * _ENTRY_BYTES:  # the address space is gone
             raise ProcessLookupError
         for found in own_extents(entries):
-            extent = Extent(start - mapping.start + mapping.offset + found.offset, found.length)
-            _copy_memory(memory, start + found.offset, copy, extent)
-            yield extent
+            yield start + found.offset, start + found.end
+
+
+def _copy_pieces(pid: int, memory: int, copy: int, own: list[tuple[int, Extent]], size_bytes: int) -> None:
+    """All at once through a mapping of the copy; one after the other if that does not work, which tells why."""
+    if not own:
+        return
+    with mmap.mmap(copy, size_bytes) as mapped:
+        first = ctypes.c_char.from_buffer(mapped)
+        base = ctypes.addressof(first)
+        try:
+            read_ranges(pid, ((address, base + extent.offset, extent.length) for address, extent in own))
+        except OSError:
+            pass
+        else:
+            return
+        finally:
+            del first
+    for address, extent in own:
+        _copy_memory(memory, address, copy, extent)
 
 
 def _copy_memory(memory: int, address: int, copy: int, extent: Extent) -> None:

@@ -13,16 +13,20 @@ be given up and the old process goes on; from then on there is no way back, and 
 from __future__ import annotations
 
 import os
+import threading
 import time
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Final
 
 import anyio
 import structlog
-from anyio.to_thread import run_sync
+from anyio.to_thread import current_default_thread_limiter, run_sync
 
+from cache.ramsnap import copy_image
+from cache.threads import finish_in_thread
 from ovms_supervisor.clock import Stopwatch
 from ovms_supervisor.instance import shared_devices
 from ovms_supervisor.instance.instance import Instance
@@ -36,6 +40,8 @@ from spec.compatibility import Compatibility
 from spec.errors import OvmsError, VmmExited, WrongState
 from spec.instance import InstanceState
 from vmm.driver import Machine, Ram, Saved, SaveTarget, Vm
+
+COPY_NICENESS: Final = 5
 
 _log = structlog.get_logger(__name__)
 
@@ -86,9 +92,9 @@ class Capture:
             undo.push_async_callback(images.discard, staging)
             async with undone_on_failure() as given_up:
                 successor = await self._prepare(staging, given_up)
-                saved = await self._save(staging)
+                saved = await self._save(staging, successor=successor is not None)
                 if successor is not None:
-                    await self._restore(successor[0], saved, staging)
+                    await self._restore(successor[0], staging)
             # From here on there is no way back.
             with anyio.CancelScope(shield=True):
                 if successor is not None:
@@ -126,7 +132,11 @@ class Capture:
             if await self._goes_in_place():
                 return None
             given_up.push_async_callback(run_sync, partial(self._ram.unlink, missing_ok=True))
-            if not self._machine.ram.private:
+            if self._machine.ram.private:
+                with self._watch.phase("copy"):
+                    await self._copy_image()
+                await run_sync(self._freeze, self._ram, staging)
+            else:
                 await run_sync(self._freeze, self._machine.ram.path, staging)
             return await self._spawn_successor(given_up)
 
@@ -140,6 +150,12 @@ class Capture:
         if saved.changes is None or self._image is None:
             return None
         return await run_sync(layering, self._instance.host.store, self._image, saved.changes)
+
+    async def _copy_image(self) -> None:
+        """Before the pause, in which only the changed pages are put over it."""
+        stop = threading.Event()
+        work = partial(copy_image, self._machine.ram.path, self._ram, niceness=COPY_NICENESS, stop=stop)
+        await finish_in_thread(work, current_default_thread_limiter(), stop)
 
     async def _spawn_successor(self, given_up: AsyncExitStack) -> tuple[Vm, VmRecord]:
         machine = replace(
@@ -158,23 +174,21 @@ class Capture:
             os.link(source, self._ram)
         os.link(source, staging / "ram")
 
-    async def _save(self, staging: Path) -> Saved:
+    async def _save(self, staging: Path, *, successor: bool) -> Saved:
+        overlays = self._overlay.disks if self._overlay else ()
+        image = self._ram if successor and self._machine.ram.private else None
+        target = SaveTarget(state_dir=staging / "state", overlays=overlays, image=image)
         self._pause_began = time.monotonic()
         with self._watch.phase("pause"):
             if self._running:
                 self._standing = True
                 await self._vm.pause()
         with self._watch.phase("save"):
-            overlays = self._overlay.disks if self._overlay else ()
-            saved = await self._vm.save(SaveTarget(state_dir=staging / "state", overlays=overlays))
+            saved = await self._vm.save(target)
             await run_sync(shared_devices.save, self._machine.devices, staging / "state")
         return saved
 
-    async def _restore(self, successor: Vm, saved: Saved, staging: Path) -> None:
-        if self._machine.ram.private:
-            with self._watch.phase("complete"):
-                await saved.complete(self._ram)
-                await run_sync(self._freeze, self._ram, staging)
+    async def _restore(self, successor: Vm, staging: Path) -> None:
         with self._watch.phase("restore"):
             await successor.restore(staging / "state", resume=self._running)
         self._end_pause()

@@ -149,7 +149,7 @@ class FakeVm:
         in_place = self._machine.ram.private and self.driver.saves_in_place
         if in_place and target.overlays:
             self._machine = replace(self._machine, disks=target.overlays)
-        return await run_sync(FakeSaved, self, in_place, target.state_dir)
+        return await run_sync(FakeSaved, self, in_place, target)
 
     async def memory_use(self) -> MemoryUse:
         return MemoryUse(image_shared_bytes=4096, ram_private_bytes=8192, process_private_bytes=12288)
@@ -197,7 +197,7 @@ class FakeVm:
 class FakeSaved:
     """See :class:`vmm.driver.Saved`."""
 
-    def __init__(self, vm: FakeVm, in_place: bool, state_dir: Path) -> None:
+    def __init__(self, vm: FakeVm, in_place: bool, into: SaveTarget) -> None:
         self.in_place = in_place
         self._vm = vm
         target, machine = vm.driver.target, vm.machine
@@ -211,7 +211,7 @@ class FakeSaved:
             cpus=machine.cpus,
             regions=[],
         )
-        self.changes = _changed(vm, state_dir) if machine.ram.private else None
+        self.changes = _changed(vm, into) if machine.ram.private else None
 
     async def complete(self, image: Path) -> None:
         await self._vm.driver.strike("complete", self._vm)
@@ -221,11 +221,14 @@ class FakeSaved:
             await run_sync(_write_ram, image, ram.size_bytes, self._vm.guest.nonce)
 
 
-def _changed(vm: FakeVm, state_dir: Path) -> ChangedPages:
+def _changed(vm: FakeVm, into: SaveTarget) -> ChangedPages:
     """The page with the nonce, as if the guest had written to it."""
-    ram, copy = vm.machine.ram, state_dir.with_name("changed-pages")
-    _write_ram(copy, ram.size_bytes, vm.guest.nonce)
-    return ChangedPages(ram.path, copy, [Extent(ram.size_bytes // 2, 4096)])
+    ram, copy = vm.machine.ram, into.image or into.state_dir.with_name("changed-pages")
+    if into.image is not None:
+        assert _read_ram(copy) == vm.guest.nonce
+    else:
+        _write_ram(copy, ram.size_bytes, vm.guest.nonce)
+    return ChangedPages(ram.path, copy, [Extent(ram.size_bytes // 2, 4096)], whole=into.image is not None)
 
 
 def _write_ram(path: Path, size_bytes: int, nonce: str, content: bytes = b"") -> None:

@@ -133,9 +133,9 @@ async def test_a_driver_that_cannot_capture_a_clone_in_place(site: Site) -> None
         reply = await supervisor.snapshot(clone, "two")
         assert list(reply.phases) == [
             "prepare",
+            "prepare.copy",
             "pause",
             "save",
-            "complete",
             "restore",
             "retire",
             "encode",

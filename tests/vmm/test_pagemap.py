@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from spec.errors import FileMissing, InUse, MemoryNotShared, NoSpace, PermissionMissing, VmmExited
 from spec.sizes import MIB, PAGE_BYTES
-from vmm import pagemap
+from vmm import pagemap, pagemap_scan, process_memory
 from vmm.pagemap import Extent, capture_own_pages, complete_image, gaps, own_extents
 
 PRESENT, SWAPPED, OF_FILE, SOFT_DIRTY = 1 << 63, 1 << 62, 1 << 61, 1 << 55
@@ -30,7 +30,7 @@ memory = mmap.mmap(file.fileno(), 0, *(
     (mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE) if private else (mmap.MAP_SHARED,)
 ))
 sum(memory[page * 4096] for page in range(0, len(memory) // 4096, 3))  # reads make no page its own
-for page in map(int, sys.argv[3].split(",")):
+for page in map(int, filter(None, sys.argv[3].split(","))):
     memory[page * 4096 + 7] = 0xAA
 print("ready", flush=True)
 sys.stdin.read()
@@ -79,7 +79,20 @@ def test_gaps_and_extents_are_the_whole(pages: set[int], size: int) -> None:
     assert all(extent.length > 0 for extent in between)
 
 
-@pytest.mark.parametrize("pages", [(0,), (4095,), (1, 2, 3, 500, 2048, 2049, 4000), tuple(range(0, 4096, 2))])
+@pytest.fixture(params=["scan", "list"])
+def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Of today, and one without PAGEMAP_SCAN where process_vm_readv is forbidden, too."""
+    way: str = request.param
+    if way == "list":
+        monkeypatch.setattr(pagemap, "own_ranges", lambda *_: None)
+        monkeypatch.setattr(pagemap, "read_ranges", _denied)
+    return way
+
+
+@pytest.mark.parametrize(
+    "pages", [(0,), (4095,), (1, 2, 3, 500, 2048, 2049, 4000), tuple(range(0, 4096, 2)), tuple(range(4096)), ()]
+)
+@pytest.mark.usefixtures("kernel")
 def test_image_and_changed_pages_are_the_clones_memory(image: Path, pages: tuple[int, ...]) -> None:
     copy = image.with_name("copy")
     before = image.read_bytes()
@@ -115,12 +128,53 @@ def test_holes_stay_holes(tmpfs_dir: Path) -> None:
 def test_more_pages_than_are_looked_at_at_once(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pagemap, "_ENTRIES_AT_ONCE", 7)
     monkeypatch.setattr(pagemap, "_COPY_BYTES", PAGE_BYTES)
+    monkeypatch.setattr(pagemap_scan, "_REGIONS", 3)
+    monkeypatch.setattr(process_memory, "_MOST_RANGES", 2)
+    monkeypatch.setattr(process_memory, "_MOST_BYTES", 3 * PAGE_BYTES)
     copy = image.with_name("copy")
-    with clone_of(image, *range(100)) as pid:
+    pages = [page for page in range(140) if page % 7 not in (2, 5)]
+    with clone_of(image, *pages) as pid:
         own = capture_own_pages(pid, image, copy)
     complete_image(image, own, copy)
     assert sum(extent.length for extent in own) == 100 * PAGE_BYTES
-    assert copy.read_bytes()[7::PAGE_BYTES][:100] == b"\xaa" * 100
+    content = copy.read_bytes()
+    assert bytes(content[page * PAGE_BYTES + 7] for page in pages) == b"\xaa" * 100
+
+
+def test_pages_are_put_over_a_copy_of_the_image(image: Path) -> None:
+    copy = image.with_name("copy")
+    copy.write_bytes(image.read_bytes())
+    expected = bytearray(image.read_bytes())
+    for page in (1, 3000):
+        expected[page * PAGE_BYTES + 7] = 0xAA
+    with clone_of(image, 1, 3000) as pid:
+        own = capture_own_pages(pid, image, copy, over_image=True)
+        with pytest.raises(FileMissing):
+            capture_own_pages(pid, image, image.with_name("none"), over_image=True)
+    assert [extent.offset for extent in own] == [PAGE_BYTES, 3000 * PAGE_BYTES]
+    assert copy.read_bytes() == expected
+
+
+def test_both_ways_to_look_find_the_same(image: Path) -> None:
+    with clone_of(image, *range(0, 4096, 5), 4095) as pid, Path(f"/proc/{pid}/pagemap").open("rb", 0) as file:
+        (mapping,) = pagemap._private_mappings(Path(f"/proc/{pid}"), image.stat())
+        found = pagemap_scan.own_ranges(file.fileno(), mapping.start, mapping.end)
+        if found is None:
+            pytest.skip("this kernel has no PAGEMAP_SCAN")
+        assert list(found) == list(pagemap._listed(mapping, file.fileno()))
+
+
+def test_a_full_tmpfs_is_told_as_such(image: Path, tmp_path: Path) -> None:
+    mount = tmp_path / "small"
+    mount.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "none", mount], capture_output=True).returncode:
+        pytest.skip("may not mount a tmpfs")
+    try:
+        with clone_of(image, *range(200)) as pid, pytest.raises(NoSpace):
+            capture_own_pages(pid, image, mount / "copy")
+        assert not list(mount.iterdir())
+    finally:
+        subprocess.run(["umount", mount], check=True, timeout=30)
 
 
 def test_a_shared_mapping_has_no_pages_of_its_own(image: Path) -> None:
@@ -130,6 +184,10 @@ def test_a_shared_mapping_has_no_pages_of_its_own(image: Path) -> None:
     with pytest.raises(MemoryNotShared):
         capture_own_pages(os.getpid(), image, copy)
     assert not copy.exists()
+
+
+def _denied(*_: object) -> None:
+    raise OSError(1, "Operation not permitted")
 
 
 def test_faults_are_told_and_leave_no_copy(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,6 +201,7 @@ def test_faults_are_told_and_leave_no_copy(image: Path, monkeypatch: pytest.Monk
         with pytest.raises(InUse):
             capture_own_pages(pid, image, copy)
         copy.unlink()
+        monkeypatch.setattr(pagemap, "read_ranges", _denied)
         for number, expected in ((28, NoSpace), (13, PermissionMissing), (3, VmmExited)):
             with monkeypatch.context() as patch:
 

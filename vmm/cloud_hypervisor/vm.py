@@ -74,6 +74,7 @@ class CloudHypervisorVm:
         self._guest: Literal["shutdown", "panic"] | None = None
         self._concluded = False
         self._concluding = asyncio.Lock()
+        self._version_of_process = ""
 
     @property
     def pid(self) -> int:
@@ -126,7 +127,7 @@ class CloudHypervisorVm:
         ram, state_dir = self._machine.ram, target.state_dir
         version = await self._version()
         regions = await self._save_devices(state_dir)
-        changes = await run_sync(capture, self.pid, ram, state_dir) if ram.private else None
+        changes = await run_sync(capture, self.pid, ram, target) if ram.private else None
         in_place = ram.private and all(disk.read_only for disk in self._machine.disks)
         return CloudHypervisorSaved(_compatibility(self._machine, version, regions), in_place, changes)
 
@@ -210,10 +211,13 @@ class CloudHypervisorVm:
 
     async def _version(self) -> str:
         """The version of the running process, which the binary on disk may have been replaced under."""
+        if self._version_of_process:
+            return self._version_of_process
         reply = await self._race(self._api.get("vmm.ping"), "vmm.ping", _CALL_LIMIT_S)
         version = reply.get("build_version")
         if not isinstance(version, str):
             raise VmmGarbage("the reply to vmm.ping has no build_version")
+        self._version_of_process = version
         return version
 
     async def _race(self, call: Awaitable[T], command: str, limit_s: float) -> T:

@@ -107,7 +107,7 @@ class QemuVm:
         if not in_place:
             self._superseded = True
             return QemuSaved(compatibility)
-        changes = await run_sync(capture, self.pid, self._machine.ram, target.state_dir)
+        changes = await run_sync(capture, self.pid, self._machine.ram, target)
         try:
             disks = await put_overlays(self._command, self._machine.disks, target.overlays)
         except BaseException:
