@@ -6,6 +6,7 @@
     ovms.blobs/disks/<chain id>/{image,record.json}   disk layers, extracted (cache.disk_layers)
     ovms.blobs/provenance/sha256-<hex>.json           signatures of imported artifacts (cache.file_layout)
     ovms.blobs/partial/<hex>                          blobs on their way from a registry (cache.partial_blob)
+    ovms.blobs/trust/                                 what was made here (cache.trust.made_here)
     ovms.blobs/{lock,tmp/,pins/}                      one writer at a time; unfinished files; what is in use
     ovms.blobs/claims/<owner>.json                    what outlives its process and is in use (cache.claims)
     ovms.blobs/used/<hex>                             when an artifact was last used (cache.last_use)
@@ -50,6 +51,7 @@ class Store(BlobStore):
         self.disks_dir = root / "ovms.blobs" / "disks"
         self.provenance_dir = root / "ovms.blobs" / "provenance"
         self._used_dir = root / "ovms.blobs" / "used"
+        self.trust_dir = root / "ovms.blobs" / "trust"
         self._index = IndexFile(root / "index.json", self.temp)
         self._parts = StoreParts(
             blobs=self._blobs_dir,

@@ -133,6 +133,29 @@ class DeviceInfo(msgspec.Struct, frozen=True, kw_only=True):
     size_bytes: int
 
 
+class TrustCheck(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One rule of the policy, and what satisfied it.
+
+    ``what`` is ``artifact`` or ``ramSnapshot``; ``by`` is ``accept``, ``signedBy`` or ``madeHere``.
+    """
+
+    what: str
+    scope: str
+    by: str
+    key: str | None = None
+    """The key file that matched."""
+    fingerprint: str | None = None
+    signature: str | None = None
+    """Its format, ``v2`` or ``v3``."""
+
+
+class TrustInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """Why an artifact was admitted to start; ``policy`` is null if there was no policy to ask."""
+
+    policy: str | None
+    checks: list[TrustCheck]
+
+
 class InstanceInfo(msgspec.Struct, frozen=True, kw_only=True):
     """The reply of ``GET /status/{id}``. Times are RFC 3339 in UTC."""
 
@@ -153,3 +176,5 @@ class InstanceInfo(msgspec.Struct, frozen=True, kw_only=True):
     exit: ExitInfo | None
     degraded: list[Degradation]
     metrics: Metrics
+    trust: TrustInfo | None = None
+    """Null for a machine that an older daemon started."""

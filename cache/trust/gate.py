@@ -1,0 +1,131 @@
+"""The gate in front of every start: does the operator's policy admit exactly this digest, under this name?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
+from functools import cache
+from typing import Final
+
+from cache.store import Store
+from cache.trust.decision import Decision, Ruling
+from cache.trust.local_signatures import local_signatures
+from cache.trust.made_here import MadeHere, MadeHereRecords
+from cache.trust.policy_file import Policy, Requirement, What
+from cache.trust.policy_source import PolicySource
+from cache.trust.scopes import DEFAULT, scopes_of
+from cache.trust.signature_manifest import SignatureManifest
+from cache.trust.verification import verify
+from spec.digest import Digest
+from spec.errors import InvalidReference
+from spec.reference import Reference, parse_reference
+
+Signatures = Callable[[], Sequence[SignatureManifest]]
+
+
+class Gate:
+    """Safe for threads; methods block on the disk."""
+
+    def __init__(self, store: Store, policy: PolicySource) -> None:
+        self.policy: Final = policy
+        self._store = store
+        self._made_here = MadeHereRecords(store.trust_dir, store.temp)
+
+    def note_made_here(self, digest: Digest, base: Digest) -> None:
+        """Remember that this store has made a snapshot. Raises CorruptStore, NoSpace."""
+        created = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        self._made_here.note(MadeHere(digest=digest, base=base, created=created))
+
+    def decide(
+        self,
+        digest: Digest,
+        named: Reference | None,
+        *,
+        ram_snapshot: bool,
+        signatures: Signatures | None = None,
+    ) -> Decision:
+        """What the policy says of an artifact.
+
+        ``named``: what it was asked for by; None for a digest or path: then all names that the store has for it must
+        be admitted, and without a name the default counts. ``ram_snapshot``: whether its RAM is going to be used.
+        ``signatures``: those to go by instead of those in the store, for what is not there yet.
+        Raises InvalidPolicy, CorruptStore.
+        """
+        policy = self.policy.current()
+        if policy is None:
+            return Decision(digest=digest, policy=None)
+        names = [named] if named is not None else self._names(digest)
+        what: tuple[What, ...] = ("artifact", "ramSnapshot") if ram_snapshot else ("artifact",)
+        made_here = policy.local_snapshots == "accept" and self._made_here.find(digest) is not None
+        once = cache(signatures or (lambda: local_signatures(self._store, digest)))
+        rulings = [
+            ruling
+            for name in names
+            for each in what
+            for ruling in _rulings(policy, each, name, digest, made_here=made_here, signatures=once)
+        ]
+        return Decision(
+            digest=digest,
+            policy=policy.path,
+            rulings=tuple(rulings),
+            candidates={str(name): scopes_of(name) for name in names if name is not None},
+            made_here=made_here,
+        )
+
+    def _names(self, digest: Digest) -> list[Reference | None]:
+        """What the store calls it; ``[None]`` if nothing, or something that is no reference."""
+        names = {each.name for each in self._store.list() if each.digest == digest}
+        return sorted((_reference(name) for name in names), key=str) if names else [None]
+
+
+def _reference(name: str | None) -> Reference | None:
+    try:
+        return parse_reference(name) if name else None
+    except InvalidReference:
+        return None
+
+
+def _rulings(
+    policy: Policy, what: What, name: Reference | None, digest: Digest, *, made_here: bool, signatures: Signatures
+) -> Iterator[Ruling]:
+    rules = policy.rules[what]
+    scope = next((each for each in scopes_of(name) if each in rules.scopes), DEFAULT) if name else DEFAULT
+    requirements = rules.default if scope == DEFAULT else rules.scopes[scope]
+    called = str(name) if name else None
+    rejecting = any(each.kind == "reject" for each in requirements)
+    if made_here and not (rejecting and scope != DEFAULT):
+        # Stands for a signature, and for the default; not for what was refused by name.
+        reason = "it was made here, as a snapshot"
+        yield Ruling(what=what, name=called, scope=scope, by="madeHere", admitted=True, reason=reason)
+        return
+    for requirement in requirements:
+        yield _ruling(requirement, what, called, scope, digest, signatures)
+
+
+def _ruling(
+    requirement: Requirement, what: What, name: str | None, scope: str, digest: Digest, signatures: Signatures
+) -> Ruling:
+    where = "the default" if scope == DEFAULT else f"the scope {scope!r}"
+    side = " for RAM snapshots" if what == "ramSnapshot" else ""
+    if requirement.kind != "signedBy":
+        verb = "accepts" if requirement.kind == "accept" else "rejects"
+        return Ruling(
+            what=what,
+            name=name,
+            scope=scope,
+            by=requirement.kind,
+            admitted=requirement.kind == "accept",
+            reason=f"{where}{side} {verb} it",
+        )
+    found = verify(signatures(), digest, requirement.keys, requirement.formats)
+    keys = " or ".join(each.name for each in requirement.keys)
+    if found.matches:
+        match = found.matches[0]
+        reason = f"{where}{side} demands a signature by {keys}: signed by {match.key.name} ({match.format})"
+    else:
+        match = None
+        lacking = "; ".join(found.rejected[:8]) or "it has no signature"
+        reason = f"{where}{side} demands a signature by {keys}: {lacking}"
+    return Ruling(
+        what=what, name=name, scope=scope, by="signedBy", admitted=match is not None, reason=reason, match=match
+    )
