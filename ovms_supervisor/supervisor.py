@@ -23,6 +23,8 @@ from cache.registry.pull import Pulled
 from cache.registry.sink import BlobSink
 from cache.resident import ResidentImages
 from cache.store import Store
+from cache.trust.gate import Gate
+from cache.trust.policy_source import PolicySource
 from ovms_supervisor.clock import Stopwatch
 from ovms_supervisor.config import Settings
 from ovms_supervisor.draining import drain
@@ -70,6 +72,7 @@ class Supervisor:
             layout=layout,
             store=store,
             images=images,
+            gate=Gate(store, PolicySource(settings.root, settings.policy)),
             drivers=drivers,
             runtimes=runtimes,
             capacity=Capacity(layout.image_dir),

@@ -134,19 +134,16 @@ class DeviceInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TrustCheck(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One rule of the policy, and what satisfied it.
+    """One rule of the policy, and what satisfied it."""
 
-    ``what`` is ``artifact`` or ``ramSnapshot``; ``by`` is ``accept``, ``signedBy`` or ``madeHere``.
-    """
-
-    what: str
+    what: Literal["artifact", "ramSnapshot"]
     scope: str
-    by: str
+    by: Literal["accept", "signedBy", "madeHere"]
     key: str | None = None
     """The key file that matched."""
     fingerprint: str | None = None
-    signature: str | None = None
-    """Its format, ``v2`` or ``v3``."""
+    signature: Literal["v2", "v3"] | None = None
+    """The format of the signature."""
 
 
 class TrustInfo(msgspec.Struct, frozen=True, kw_only=True):

@@ -9,10 +9,10 @@ from typing import Literal
 from cache.trust.policy_file import What
 from cache.trust.verification import Match
 from spec.digest import Digest
-from spec.errors import PolicyRejected
+from spec.errors import InternalError, PolicyRejected
 from spec.instance import TrustCheck, TrustInfo
 
-By = Literal["accept", "reject", "signedBy", "madeHere"]
+Reason = Literal["accept", "signedBy", "madeHere"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,7 +23,7 @@ class Ruling:
     name: str | None
     """The name that the scope was found for; None: none."""
     scope: str
-    by: By
+    by: Reason | Literal["reject"]
     admitted: bool
     reason: str
     """A sentence."""
@@ -31,6 +31,8 @@ class Ruling:
 
     def as_check(self) -> TrustCheck:
         """For the status of an instance."""
+        if self.by == "reject":
+            raise InternalError("a refusal has nothing to show in a status")
         if self.match is None:
             return TrustCheck(what=self.what, scope=self.scope, by=self.by)
         return TrustCheck(

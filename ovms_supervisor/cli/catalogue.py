@@ -43,6 +43,7 @@ SECTIONS: Final[dict[str, dict[str, Entry]]] = {
     "Trust": {
         "sign": Entry("signing", "Sign an artifact."),
         "verify": Entry("signing", "Check who signed an artifact."),
+        "policy": Entry("policy", "Explain what the policy says of an artifact."),
         "generate-key-pair": Entry("keys", "Make a key to sign artifacts with."),
     },
     "Host": {

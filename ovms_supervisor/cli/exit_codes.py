@@ -24,11 +24,12 @@ Exit codes:
   1    the operation failed
   2    wrong usage
   125  run: failed before the machine ran (daemon, host, VMM)
-  126  run: the artifact cannot run here (unsupported, incompatible, damaged)
+  126  run: the artifact cannot run here (unsupported, incompatible, damaged, not admitted)
   127  run: no such artifact
   130  interrupted (Ctrl-C)"""
 
 _IMPOSSIBLE = (errors.Unsupported, errors.Corrupt, errors.InvalidManifest, errors.NoUsableRuntime)
+_NOT_ADMITTED = (errors.PolicyRejected, errors.InvalidPolicy)
 _NOT_FOUND = (errors.ArtifactNotFound, errors.BlobNotFound, errors.FileMissing)
 
 
@@ -39,4 +40,6 @@ def exit_code(error: errors.OvmsError, command: str) -> int:
     if isinstance(error, _NOT_FOUND):
         return RUN_NOT_FOUND
     asked_wrong = isinstance(error, errors.ImmutableOverride)  # the artifact could run, but not so
+    if isinstance(error, _NOT_ADMITTED):
+        return RUN_IMPOSSIBLE
     return RUN_IMPOSSIBLE if isinstance(error, _IMPOSSIBLE) and not asked_wrong else RUN_FAILED

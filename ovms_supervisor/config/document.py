@@ -50,6 +50,7 @@ class Document(_Part, frozen=True, kw_only=True):
     socket_group: str | UnsetType = UNSET
     image_dir: str | UnsetType = UNSET
     image_budget: Size | UnsetType = UNSET
+    policy: str | UnsetType = UNSET
     mlock: MlockPolicy | UnsetType = UNSET
     log_limit: Size | UnsetType = UNSET
     stop_grace_s: Annotated[float, Meta(ge=0, le=3600)] | UnsetType = UNSET

@@ -182,6 +182,7 @@ def _resolve(layers: _Layers, environ: Mapping[str, str]) -> Settings:
     policy, policy_why = ("required", "root") if os.geteuid() == 0 else ("best-effort", "not root")
     return msgspec.structs.replace(
         defaults,
+        policy=_optional_path(layers, "policy", "etc/policy.toml below root, if it is there"),
         socket_group=layers.take("socket_group", None),
         mlock=layers.take("mlock", policy, policy_why),
         log_limit_bytes=layers.size("log_limit", defaults.log_limit_bytes, minimum=_MIN_LOG_BYTES),
@@ -215,8 +216,8 @@ def _hosts(layers: _Layers, key: str) -> tuple[str, ...]:
     return tuple(hosts)
 
 
-def _optional_path(layers: _Layers, key: str) -> Path | None:
-    return None if layers.take(key, None) is None else layers.path(key, Path())
+def _optional_path(layers: _Layers, key: str, why: str = "") -> Path | None:
+    return None if layers.take(key, None, why) is None else layers.path(key, Path())
 
 
 def _binary(layers: _Layers, key: str) -> Path | None:

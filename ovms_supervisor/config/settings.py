@@ -44,6 +44,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """RAM images and the RAM of instances; a tmpfs, or nothing can be shared and locked."""
     socket_group: str | None = None
     """The group that may use the socket (mode 0660); None: only the daemon's own user (0600)."""
+    policy: Path | None = None
+    """What may start (spec/policy.md); None: ``etc/policy.toml`` below the root if there is one."""
     image_budget_bytes: int = msgspec.field(default_factory=_default_image_budget)
     """What resident images may take together."""
     mlock: MlockPolicy = "best-effort"

@@ -11,6 +11,7 @@ from ovms_supervisor.config import Settings
 from ovms_supervisor.instance.host import Host
 from ovms_supervisor.instance.plan import Device, Plan, Resolved
 from ovms_supervisor.instance.runtimes import Choice, choose, choose_for_restore
+from ovms_supervisor.instance.trust import check_trust
 from spec.admission import check_supported
 from spec.api import Overrides
 from spec.compatibility import Compatibility
@@ -22,7 +23,7 @@ from spec.errors import (
     InvalidRequest,
     NoUsableRuntime,
 )
-from spec.instance import Degradation
+from spec.instance import Degradation, TrustInfo
 from spec.manifest import MAX_MEMORY_BYTES
 from spec.oci import Descriptor
 from spec.sizes import MIB, PAGE_BYTES, format_size, parse_size
@@ -35,20 +36,21 @@ async def admit(host: Host, resolved: Resolved, watch: Stopwatch) -> Plan:
     """Decide how the artifact starts.
 
     Raises UnsupportedManifest, InvalidManifest, InvalidRequest, NoUsableRuntime, IncompatibleSnapshot,
-    ImmutableOverride, BlobNotFound, CorruptRamsnap.
+    ImmutableOverride, BlobNotFound, CorruptRamsnap, PolicyRejected, InvalidPolicy.
     """
     artifact, overrides = resolved.artifact, resolved.request.overrides
     check_supported(artifact.manifest)
     _check_disk(overrides, artifact)
+    trust = await to_thread.run_sync(check_trust, host, resolved.request, artifact)
     await to_thread.run_sync(_check_blobs, host, artifact)
     try:
-        return await _decide(host, resolved, watch, afresh=False)
+        return await _decide(host, resolved, watch, trust, afresh=False)
     except (NoUsableRuntime, IncompatibleSnapshot):
         # Perhaps somebody has just installed what was missing.
-        return await _decide(host, resolved, watch, afresh=True)
+        return await _decide(host, resolved, watch, trust, afresh=True)
 
 
-async def _decide(host: Host, resolved: Resolved, watch: Stopwatch, *, afresh: bool) -> Plan:
+async def _decide(host: Host, resolved: Resolved, watch: Stopwatch, trust: TrustInfo, *, afresh: bool) -> Plan:
     artifact, overrides = resolved.artifact, resolved.request.overrides
     manifest = artifact.manifest
     reports = await host.runtimes.reports(afresh=afresh)
@@ -94,6 +96,7 @@ async def _decide(host: Host, resolved: Resolved, watch: Stopwatch, *, afresh: b
         kernel_args=kernel_args,
         devices=tuple(Device(name=each.name, size_bytes=each.size or 0) for each in manifest.devices),
         persistent_disk=overrides.disk == "persistent",
+        trust=trust,
         ramsnap=ramsnap,
         degraded=degraded,
     )

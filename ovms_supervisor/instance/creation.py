@@ -85,5 +85,6 @@ def _record(instance_id: str, plan: Plan, boot: str, pool: str | None) -> Record
         created_at=utc_now(),
         degraded=list(plan.degraded),
         pool=pool,
+        trust=plan.trust,
         mlock_required=snapshot.mlock_required if snapshot else False,
     )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from cache.resident import ResidentImages
 from cache.store import Store
+from cache.trust.gate import Gate
 from ovms_supervisor.config import Settings
 from ovms_supervisor.events import EventHub
 from ovms_supervisor.instance.capacity import Capacity
@@ -25,6 +26,7 @@ class Host:
     layout: Layout
     store: Store
     images: ResidentImages
+    gate: Gate
     drivers: Mapping[RuntimeName, Driver]
     runtimes: Runtimes
     capacity: Capacity

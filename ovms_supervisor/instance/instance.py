@@ -172,6 +172,7 @@ class Instance:
             exit=record.exit,
             degraded=[*record.degraded, *([trouble] if trouble else [])],
             metrics=Metrics(start=record.start, memory=await self._memory()),
+            trust=record.trust,
         )
 
     async def _memory(self) -> MemoryMetrics | None:

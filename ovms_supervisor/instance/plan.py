@@ -8,7 +8,7 @@ from cache.artifact import Artifact
 from ovms_supervisor.clock import Stopwatch
 from ovms_supervisor.instance.record import Boot
 from spec.api import StartRequest
-from spec.instance import Degradation, RuntimeInfo
+from spec.instance import Degradation, RuntimeInfo, TrustInfo
 from spec.oci import Descriptor
 
 
@@ -42,6 +42,7 @@ class Plan:
     kernel_args: str
     devices: tuple[Device, ...]
     persistent_disk: bool
+    trust: TrustInfo
     ramsnap: Descriptor | None
     """The RAM snapshot to continue from; None exactly for a cold boot."""
     degraded: list[Degradation] = field(default_factory=list)

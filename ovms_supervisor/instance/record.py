@@ -14,7 +14,16 @@ import msgspec
 from spec.api import StartRequest
 from spec.decoding import NotDecodable, from_json
 from spec.errors import CorruptStore
-from spec.instance import Degradation, DeviceInfo, ExitInfo, InstanceState, ManifestInfo, RuntimeInfo, StartMetrics
+from spec.instance import (
+    Degradation,
+    DeviceInfo,
+    ExitInfo,
+    InstanceState,
+    ManifestInfo,
+    RuntimeInfo,
+    StartMetrics,
+    TrustInfo,
+)
 from vmm.driver import Machine
 
 VERSION = 1
@@ -71,6 +80,7 @@ class Record(msgspec.Struct, kw_only=True):
     """The last one that was begun, also by a snapshot that was given up: its file names are not used again."""
     pool: str | None = None
     """The reference whose pool of parked clones it belongs to; None once it is somebody's machine."""
+    trust: TrustInfo | None = None
     vm: VmRecord | None = None
     doing: Doing | None = None
 

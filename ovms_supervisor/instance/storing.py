@@ -60,6 +60,7 @@ async def store(life: Life, captured: Captured, directory: Path, reference: Refe
         encoded = await _encode(captured, directory / "ramsnap")
     with watch.phase("store"):
         digest = await run_sync(_store, life.instance, captured, directory, encoded, reference)
+        await _remember(life, captured, digest)
         await _build_on(life, captured, digest)
     if captured.layering is not None and not captured.succeeded:
         images, blob_path = life.instance.host.images, life.instance.host.store.blob_path
@@ -69,6 +70,15 @@ async def store(life: Life, captured: Captured, directory: Path, reference: Refe
     with watch.phase("adopt"):
         await _keep_resident(life, captured, encoded)
     return digest
+
+
+async def _remember(life: Life, captured: Captured, digest: Digest) -> None:
+    """It was made here, and the policy may admit it for that. What can't be written down needs a signature."""
+    try:
+        await run_sync(life.instance.host.gate.note_made_here, digest, parse_digest(captured.lineage))
+    except OvmsError as error:
+        _log.exception("a snapshot is stored, but not known as made here", digest=digest)
+        life.instance.degrade("trust.not_recorded", f"its snapshot is not known as made here: {error.detail}")
 
 
 async def _build_on(life: Life, captured: Captured, digest: Digest) -> None:

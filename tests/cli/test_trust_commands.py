@@ -66,3 +66,53 @@ def test_signing_and_verifying(ovm: Ovm, packed: str, keys: tuple[str, str], tmp
     assert (result.code, result.out) == (1, "")
     assert "it was not made by the key, or was changed since" in result.err
     assert ovm("sign", "--key", private, "demo:base", COSIGN_PASSWORD="wrong").code == 1
+
+
+def write_policy(ovm: Ovm, public: str, more: str = "") -> Path:
+    path = ovm.root / "etc" / "policy.toml"
+    path.parent.mkdir(exist_ok=True)
+    signed = f'[{{type = "signedBy", keys = ["{public}"]}}]'
+    path.write_text(f'version = 1\n{more}\ndefault = {signed}\n[ramSnapshot]\ndefault = [{{type = "reject"}}]\n')
+    return path
+
+
+def test_policy_check_explains(ovm: Ovm, packed: str, keys: tuple[str, str]) -> None:
+    private, public = keys
+    assert "admitted, like everything" in ovm.ok("policy", "check", "demo:base")
+    path = write_policy(ovm, public)
+    refused = ovm("policy", "check", "demo:base")
+    assert refused.code == 1
+    assert "demo:base: local:demo, local:" in refused.out
+    assert f"refused: the default demands a signature by {public}: it has no signature" in refused.out
+    assert "remedy:" in refused.err
+    ovm.ok("sign", "--key", private, "demo:base", COSIGN_PASSWORD="")
+    explained = ovm.json("policy", "check", packed)
+    assert explained["admitted"]
+    assert explained["policy"] == str(path)
+    assert [(each["by"], each["key"]) for each in explained["rulings"]] == [("signedBy", public)]
+    write_policy(ovm, public, "scope = {}")
+    unusable = ovm("policy", "check", "demo:base", "--format=json")
+    assert (unusable.code, unusable.problem["code"]) == (1, "policy.invalid")
+
+
+@pytest.mark.real
+def test_run_is_refused_with_126_and_status_names_the_key(ovm: Ovm, packed: str, keys: tuple[str, str]) -> None:
+    private, public = keys
+    write_policy(ovm, public, 'localSnapshots = "reject"')
+    try:
+        refused = ovm("run", "demo:base", "--format=json")
+        assert (refused.code, refused.problem["code"]) == (126, "policy.rejected")
+        assert refused.problem["fields"]["scope"] == "default"
+        ovm.ok("sign", "--key", private, "demo:base", COSIGN_PASSWORD="")
+        ovm.ok("run", "demo:base", "--name", "signed")
+        assert f"artifact: signed by {public} (v" in ovm.ok("status", "signed")
+        ovm.ok("snapshot", "signed", "-t", "demo:warm")
+        ovm.ok("sign", "--key", private, "demo:warm", COSIGN_PASSWORD="")
+        snapshot = ovm("run", "demo:warm")
+        assert snapshot.code == 126
+        assert "the default for RAM snapshots rejects it" in snapshot.err
+    finally:
+        left = ovm("ps", "-aq").out.split()
+        if left:
+            ovm.ok("rm", "-f", *left)
+        ovm("serve", "--stop")

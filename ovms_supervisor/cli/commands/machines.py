@@ -16,7 +16,7 @@ from spec.sizes import format_size
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from spec.instance import InstanceInfo
+    from spec.instance import InstanceInfo, TrustInfo
 
 
 @click.command("ps", cls=OvmCommand, examples=["ovm ps", "ovm ps -aq", "ovm stop $(ovm ps -q)"])
@@ -118,9 +118,23 @@ def _facts(info: InstanceInfo) -> Iterator[tuple[str, str]]:
             yield "shared", f"{format_size(memory.shared_bytes)} of the image, with other clones"
         yield "private", format_size(memory.private_bytes)
         yield "locked", format_size(memory.locked_bytes)
+    if info.trust is not None:
+        yield from _trust(info.trust)
     for degraded in info.degraded:
         yield "degraded", f"{degraded.detail} ({degraded.code})"
     if ending := info.exit:
         yield "exit", ending.reason
         for line in ending.last_console:
             yield "", line
+
+
+def _trust(trust: TrustInfo) -> Iterator[tuple[str, str]]:
+    if trust.policy is None:
+        yield "trust", "no policy"
+    for check in trust.checks:
+        what = "RAM snapshot" if check.what == "ramSnapshot" else check.what
+        by = f"signed by {check.key} ({check.signature})" if check.key else _BY.get(check.by, check.by)
+        yield "trust", f"{what}: {by}, scope {check.scope}"
+
+
+_BY = {"accept": "accepted without a signature", "madeHere": "made here"}
