@@ -45,12 +45,13 @@ _COMPRESSED_LAYERS: Final = {
 """Media types by magic number: a file layout tells none."""
 
 
-def import_artifact(store: Store, path: Path, reference: Reference | None) -> Digest:
+def import_artifact(store: Store, path: Path, reference: Reference | None, *, unnamed: bool = False) -> Digest:
     """Store the artifact in a directory or tar; returns the digest of its OCI manifest.
 
-    Without a reference it is called by name and version of its manifest.json, if these make one, else it has no name.
-    Every blob is checked. Raises FileMissing, InvalidManifest, UnsupportedManifest, BlobNotFound, DigestMismatch,
-    SizeMismatch, UnsafeArchive (links, devices, names that leave the layout), NoSpace.
+    Without a reference it is called by name and version of its manifest.json, if these make one, else it has no name;
+    nor with ``unnamed``, for who does not want to take its word for it. Every blob is checked. Raises FileMissing,
+    InvalidManifest, UnsupportedManifest, BlobNotFound, DigestMismatch, SizeMismatch, UnsafeArchive (links, devices,
+    names that leave the layout), NoSpace.
     """
     with open_layout(path) as source, store.adding() as added:
         manifest_bytes = read_document(source, _MANIFEST, MAX_MANIFEST_BYTES)
@@ -67,7 +68,7 @@ def import_artifact(store: Store, path: Path, reference: Reference | None) -> Di
         if reference is not None and reference.digest not in (None, digest):
             raise DigestMismatch(f"{path} holds {digest}, not {reference.digest}", actual=digest)
         provenance = _optional(source, _PROVENANCE)
-        store.put_artifact(oci_bytes, _name(manifest, reference))
+        store.put_artifact(oci_bytes, None if unnamed else _name(manifest, reference))
         if provenance is not None:
             write_durably(_provenance_path(store, digest), provenance, store.temp)
         return digest

@@ -18,7 +18,7 @@ from cache.trust.signature_manifest import SignatureManifest
 from cache.trust.verification import verify
 from spec.digest import Digest
 from spec.errors import InvalidReference
-from spec.reference import Reference, parse_reference
+from spec.reference import PathSource, Reference, Source, parse_reference
 
 Signatures = Callable[[], Sequence[SignatureManifest]]
 
@@ -39,22 +39,23 @@ class Gate:
     def decide(
         self,
         digest: Digest,
-        named: Reference | None,
+        source: Source,
         *,
         ram_snapshot: bool,
         signatures: Signatures | None = None,
     ) -> Decision:
         """What the policy says of an artifact.
 
-        ``named``: what it was asked for by; None for a digest or path: then all names that the store has for it must
-        be admitted, and without a name the default counts. ``ram_snapshot``: whether its RAM is going to be used.
+        ``source``: what it was asked for by. By digest, all names that the store has for it must be admitted. From a
+        path, or without a name, the default counts: the name in a manifest is what its maker likes it to be.
+        ``ram_snapshot``: whether its RAM is going to be used.
         ``signatures``: those to go by instead of those in the store, for what is not there yet.
         Raises InvalidPolicy, CorruptStore.
         """
         policy = self.policy.current()
         if policy is None:
             return Decision(digest=digest, policy=None)
-        names = [named] if named is not None else self._names(digest)
+        names = self._names(digest, source)
         what: tuple[What, ...] = ("artifact", "ramSnapshot") if ram_snapshot else ("artifact",)
         made_here = policy.local_snapshots == "accept" and self._made_here.find(digest) is not None
         once = cache(signatures or (lambda: local_signatures(self._store, digest)))
@@ -72,8 +73,12 @@ class Gate:
             made_here=made_here,
         )
 
-    def _names(self, digest: Digest) -> list[Reference | None]:
-        """What the store calls it; ``[None]`` if nothing, or something that is no reference."""
+    def _names(self, digest: Digest, source: Source) -> list[Reference | None]:
+        """The names to ask for; None stands for no name, or one that is no reference."""
+        if isinstance(source, Reference):
+            return [source]
+        if isinstance(source, PathSource):
+            return [None]
         names = {each.name for each in self._store.list() if each.digest == digest}
         return sorted((_reference(name) for name in names), key=str) if names else [None]
 

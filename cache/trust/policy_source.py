@@ -24,6 +24,10 @@ class PolicySource:
         self._lock = Lock()
         self._policy: Policy | None = None
 
+    def is_absent(self) -> bool:
+        """Whether there is no policy, and need not be one: a look at one inode."""
+        return not self._must_exist and not os.path.lexists(self.path)
+
     def current(self) -> Policy | None:
         """The policy; None if there is none, which admits everything.
 

@@ -41,7 +41,8 @@ async def admit(host: Host, resolved: Resolved, watch: Stopwatch) -> Plan:
     artifact, overrides = resolved.artifact, resolved.request.overrides
     check_supported(artifact.manifest)
     _check_disk(overrides, artifact)
-    trust = await to_thread.run_sync(check_trust, host, resolved.request, artifact)
+    may_restore = artifact.manifest.ram_snapshot is not None and overrides.boot != "cold"
+    trust = await check_trust(host, resolved.request, artifact.digest, ram_snapshot=may_restore)
     await to_thread.run_sync(_check_blobs, host, artifact)
     try:
         return await _decide(host, resolved, watch, trust, afresh=False)

@@ -37,4 +37,5 @@ def _artifact(store: Store, source: Source) -> Artifact:
             f"{str(source)!r} is a relative path, and the daemon has a working directory of its own",
             remedy="Give an absolute path.",
         )
-    return store.artifact(import_artifact(store, path, None))
+    # Without its name: a start is no occasion to let a file rename what is in the store.
+    return store.artifact(import_artifact(store, path, None, unnamed=True))

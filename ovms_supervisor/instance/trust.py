@@ -2,36 +2,42 @@
 
 from __future__ import annotations
 
-import structlog
+from typing import Final
 
-from cache.artifact import Artifact
+import structlog
+from anyio.to_thread import run_sync
+
 from ovms_supervisor.instance.host import Host
 from spec.api import StartRequest
+from spec.digest import Digest
 from spec.errors import InvalidPolicy, PolicyRejected
 from spec.instance import TrustInfo
-from spec.reference import Reference, parse_source
+from spec.reference import parse_source
+
+_NO_POLICY: Final = TrustInfo(policy=None, checks=[])
 
 _log = structlog.get_logger(__name__)
 
 
-def check_trust(host: Host, request: StartRequest, artifact: Artifact) -> TrustInfo:
-    """Why the artifact may start (blocks). Raises PolicyRejected, InvalidPolicy, CorruptStore.
+async def check_trust(host: Host, request: StartRequest, digest: Digest, *, ram_snapshot: bool) -> TrustInfo:
+    """Why the artifact may start. Raises PolicyRejected, InvalidPolicy, CorruptStore.
 
-    The rules for RAM snapshots count if the machine may go on from one. A parked clone is asked about when it is parked
-    and again when it is claimed: in between, policy, keys and signatures may have changed, and the name is another.
+    ``ram_snapshot``: whether it may go on from its RAM. A parked clone is asked about when it is parked, and again when
+    it is claimed: in between, policy, keys and signatures may have changed, and the name is another.
     """
-    source = parse_source(request.manifest)
-    named = source if isinstance(source, Reference) else None
-    uses_ram = artifact.manifest.ram_snapshot is not None and request.overrides.boot != "cold"
+    if host.gate.policy.is_absent():  # the look at one inode
+        return _NO_POLICY
     try:
-        info = host.gate.decide(artifact.digest, named, ram_snapshot=uses_ram).require(request.manifest)
+        info = await run_sync(_ask, host, request, digest, ram_snapshot)
     except (PolicyRejected, InvalidPolicy) as error:
-        _log.warning(
-            "not admitted", artifact=request.manifest, digest=artifact.digest, code=error.code, why=error.detail
-        )
+        _log.warning("not admitted", artifact=request.manifest, digest=digest, code=error.code, why=error.detail)
         raise
-    if info.policy is not None:
-        keys = sorted({check.key for check in info.checks if check.key})
-        by = sorted({check.by for check in info.checks})
-        _log.info("admitted", artifact=request.manifest, digest=artifact.digest, by=by, keys=keys)
+    by = sorted({check.by for check in info.checks})
+    keys = sorted({check.key for check in info.checks if check.key})
+    _log.info("admitted", artifact=request.manifest, digest=digest, by=by, keys=keys)
     return info
+
+
+def _ask(host: Host, request: StartRequest, digest: Digest, ram_snapshot: bool) -> TrustInfo:
+    decision = host.gate.decide(digest, parse_source(request.manifest), ram_snapshot=ram_snapshot)
+    return decision.require(request.manifest)

@@ -9,10 +9,10 @@ from ovms_supervisor.clock import Stopwatch, utc_now
 from ovms_supervisor.instance.instance import Instance
 from ovms_supervisor.instance.record import Doing
 from spec.api import StartRequest
-from spec.instance import InstanceState, ManifestInfo, StartMetrics
+from spec.instance import InstanceState, ManifestInfo, StartMetrics, TrustInfo
 
 
-async def unpark(instance: Instance, request: StartRequest, watch: Stopwatch) -> None:
+async def unpark(instance: Instance, request: StartRequest, trust: TrustInfo, watch: Stopwatch) -> None:
     """Write down whose it is, then let the vCPUs go on. To be performed by the life of a parked clone.
 
     One write to the journal, before the resume: a daemon that dies between the two leaves a machine that the next one
@@ -29,6 +29,7 @@ async def unpark(instance: Instance, request: StartRequest, watch: Stopwatch) ->
         created_at=now,
         started_at=now,
         start=None,
+        trust=trust,
         doing=Doing(what="claim"),
     )
     with anyio.CancelScope(shield=True):

@@ -54,6 +54,12 @@ def listed_source(text: str) -> Reference | DigestSource:
     return source
 
 
+def pinned(text: str, digest: Digest) -> str:
+    """A reference to just that artifact, which keeps the name: the policy goes by it."""
+    source = listed_source(text)
+    return str(source.with_digest(digest)) if isinstance(source, Reference) else digest
+
+
 def _signature(path: Path) -> Signature | None:
     try:
         status = os.stat(path)  # noqa: PTH116 - microseconds, on the loop

@@ -10,6 +10,7 @@ import structlog
 
 from cache.durable import write_durably
 from cache.temp_area import TempArea
+from ovms_supervisor.pool.names import pinned
 from spec.api import Overrides, RuntimeWish, StartRequest
 from spec.decoding import NotDecodable, from_json
 from spec.digest import Digest
@@ -28,8 +29,11 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     runtime: RuntimeWish | None = None
 
     def request(self, digest: Digest) -> StartRequest:
-        """What starts one of its clones; by digest, whatever the reference comes to mean meanwhile."""
-        return StartRequest(manifest=digest, overrides=Overrides(runtime=self.runtime))
+        """What starts one of its clones; by digest, whatever the reference comes to mean meanwhile.
+
+        It keeps its name, by which the policy goes.
+        """
+        return StartRequest(manifest=pinned(self.reference, digest), overrides=Overrides(runtime=self.runtime))
 
 
 class _Document(msgspec.Struct, frozen=True, kw_only=True):

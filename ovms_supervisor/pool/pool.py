@@ -15,6 +15,7 @@ from ovms_supervisor.instance.admission import admit
 from ovms_supervisor.instance.adoption import Found
 from ovms_supervisor.instance.host import Host
 from ovms_supervisor.instance.resolution import resolve
+from ovms_supervisor.instance.trust import check_trust
 from ovms_supervisor.instance.unparking import unpark
 from ovms_supervisor.pool import orders
 from ovms_supervisor.pool.figures import PoolFigures
@@ -29,7 +30,7 @@ from ovms_supervisor.roster import Roster
 from spec.api import StartRequest, WarmPool, WarmRequest
 from spec.digest import Digest
 from spec.errors import InvalidRequest, NotFound, OvmsError
-from spec.instance import InstanceState, is_live
+from spec.instance import InstanceState, TrustInfo, is_live
 from spec.reference import Reference
 
 _log = structlog.get_logger(__name__)
@@ -108,12 +109,15 @@ class Pool:
     # --- claims -----------------------------------------------------------------------------------------------------
 
     async def claim(self, request: StartRequest, watch: Stopwatch) -> tuple[Instance | None, str | None]:
-        """The machine of a start, which runs, if a parked clone fits; else None and, where there is one, the reason."""
+        """The machine of a start, which runs, if a parked clone fits; else None and, where there is one, the reason.
+
+        Raises PolicyRejected, InvalidPolicy: it was admitted when it was parked, under another name and policy.
+        """
         if not self._stocks:
             return None, None
         digest = self._names.known(request.manifest) or await self._digest(request.manifest)
-        stocks = [stock for stock in self._stocks.values() if digest is not None and stock.digest == digest]
-        if not stocks:
+        stocks = [stock for stock in self._stocks.values() if stock.digest == digest]
+        if digest is None or not stocks:
             return None, None
         why = "no clone is parked"
         for stock in stocks:
@@ -122,17 +126,19 @@ class Pool:
                 why = f"all clones are taken: {stock.parking} are being restored, {stock.wanted()} wanted"
             elif reason := misfit(request.overrides, example.record):
                 why = reason
-            elif instance := await self._claim(stock, request, watch):
-                return instance, None
+            else:
+                trust = await check_trust(self._host, request, digest, ram_snapshot=True)
+                if instance := await self._claim(stock, request, trust, watch):
+                    return instance, None
         stocks[0].missed()
         self.figures.misses.labels(stocks[0].order.reference).inc()
         self.refill.wake()
         return None, why
 
-    async def _claim(self, stock: Stock, request: StartRequest, watch: Stopwatch) -> Instance | None:
+    async def _claim(self, stock: Stock, request: StartRequest, trust: TrustInfo, watch: Stopwatch) -> Instance | None:
         while (life := stock.take()) is not None:
             try:
-                await life.perform("claim", partial(self._hand_out, life, request, watch), InstanceState.PARKED)
+                await life.perform("claim", partial(self._hand_out, life, request, trust, watch), InstanceState.PARKED)
             except (OvmsError, OSError) as error:
                 _log.warning("a parked clone could not be claimed", instance=life.instance.id, why=str(error))
                 self.refill.end_soon(life)
@@ -144,8 +150,8 @@ class Pool:
             return life.instance
         return None
 
-    async def _hand_out(self, life: Life, request: StartRequest, watch: Stopwatch) -> None:
-        await unpark(life.instance, request, watch)
+    async def _hand_out(self, life: Life, request: StartRequest, trust: TrustInfo, watch: Stopwatch) -> None:
+        await unpark(life.instance, request, trust, watch)
         self._roster.add(life.instance)  # under its name
 
     async def _digest(self, manifest: str) -> Digest | None:

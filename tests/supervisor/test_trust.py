@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from cache.file_layout import export_artifact
 from cache.store import Store
 from cache.trust.keys import PrivateKey
 from cache.trust.local_signatures import keep_signatures
 from cache.trust.signature_manifest import sign_v3
 from ovms_supervisor.supervisor import Supervisor
+from spec.api import WarmRequest
 from spec.errors import DigestMismatch, InvalidPolicy, PolicyRejected
 from spec.instance import InstanceState, TrustInfo
 from spec.reference import parse_reference
@@ -115,6 +117,52 @@ def _changed(site: Site, digest: str) -> str:
     blob.chmod(0o644)
     blob.write_bytes(data)
     return digest
+
+
+async def test_a_parked_clone_is_asked_about_when_it_is_claimed(site: Site, write: Write) -> None:
+    async with site.daemon() as supervisor:
+        machine = await start(supervisor, "guest:plain")
+        await supervisor.snapshot(machine, "guest:warm")
+        path = write(ACCEPT, SIGNED, 'localSnapshots = "reject"')
+        with pytest.raises(PolicyRejected):
+            await supervisor.order_parked(WarmRequest(manifest="guest:warm", count=1))
+        await asyncio.to_thread(sign, site, "guest:warm")
+        await supervisor.order_parked(WarmRequest(manifest="guest:warm", count=1))
+        async with asyncio.timeout(20):
+            assert (await supervisor.pool.settled("guest:warm")).parked == 1
+
+        (path.parent / "team.pub").write_bytes(PrivateKey.generate().public.pem)
+        with pytest.raises(PolicyRejected, match="not made by the key"):
+            await start(supervisor, "guest:warm")
+        assert [each.state for each in supervisor.instances()] == [InstanceState.RUNNING, InstanceState.PARKED]
+        (path.parent / "team.pub").write_bytes(KEY.public.pem)
+        claimed = await start(supervisor, "guest:warm")
+        info = await claimed.info()
+        assert info.metrics.start is not None
+        assert info.metrics.start.path == "claimed"
+        assert info.trust is not None
+        assert {each.key for each in info.trust.checks} == {None, str(path.parent / "team.pub")}
+
+
+def _export_plain_and_rename_disk(site: Site) -> str:
+    store = Store(site.directory / "root")
+    plain, disk = (store.resolve(parse_reference(name)) for name in ("guest:plain", "guest:disk"))
+    export_artifact(store, plain, site.directory / "plain.tar")
+    store.tag("guest:plain", disk)
+    store.close()
+    return disk
+
+
+async def test_a_path_brings_no_name_into_the_store_and_gets_no_scope(site: Site, write: Write) -> None:
+    write(REJECT, REJECT)
+    disk = await asyncio.to_thread(_export_plain_and_rename_disk, site)
+    path = site.directory / "root" / "etc" / "policy.toml"
+    path.write_text(path.read_text().replace("[ramSnapshot]", f'[scopes]\n"local:guest" = {ACCEPT}\n[ramSnapshot]'))
+    async with site.daemon() as supervisor:
+        with pytest.raises(PolicyRejected, match="the default rejects it"):
+            await start(supervisor, str(site.directory / "plain.tar"))
+        started = await start(supervisor, "guest:plain")
+        assert started.record.manifest.digest == disk, "the name in the tar took nothing over"
 
 
 async def test_a_policy_that_cannot_be_read_admits_nothing(site: Site, write: Write, tmp_path: Path) -> None:

@@ -44,14 +44,13 @@ def policy_command(
     """
     from cache.trust.gate import Gate
     from cache.trust.policy_source import PolicySource
-    from spec.reference import Reference
 
     store, settings = invocation.store(), invocation.settings
     stored = store.artifact(store.resolve(artifact))
     gate = Gate(store, PolicySource(settings.root, settings.policy))
     decision = gate.decide(
         stored.digest,
-        artifact if isinstance(artifact, Reference) else None,
+        artifact,
         ram_snapshot=stored.manifest.ram_snapshot is not None and not cold,
     )
     if invocation.json:

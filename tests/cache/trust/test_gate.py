@@ -18,7 +18,7 @@ from cache.trust.policy_source import PolicySource
 from cache.trust.signature_manifest import sign_v2, sign_v3
 from spec.digest import Digest, digest_of, hex_of
 from spec.errors import CorruptStore, PolicyRejected
-from spec.reference import parse_reference
+from spec.reference import DigestSource, PathSource, parse_reference
 from tests.cache.conftest import Packing
 
 TEAM = PrivateKey.generate()
@@ -75,7 +75,8 @@ def digest(store: Store, packing: Packing) -> Digest:
 def decide(
     gate: Gate, digest: Digest, name: str | None = "reg.example.com/team/app:1", *, ram: bool = False
 ) -> Decision:
-    return gate.decide(digest, parse_reference(name) if name else None, ram_snapshot=ram)
+    source = parse_reference(name) if name else DigestSource(hex_of(digest))
+    return gate.decide(digest, source, ram_snapshot=ram)
 
 
 def sign(store: Store, digest: Digest, key: PrivateKey, format_: str = "v3") -> None:
@@ -154,6 +155,8 @@ def test_ram_snapshots_have_rules_of_their_own(store: Store, gate: Gate, digest:
 def test_by_digest_every_name_has_to_be_admitted(store: Store, gate: Gate, digest: Digest, write: Write) -> None:
     write("reject", artifact={"reg.example.com": "accept"})
     assert decide(gate, digest, None).refused is None
+    from_path = gate.decide(digest, PathSource(Path("/x.tar")), ram_snapshot=False)
+    assert from_path.refused is not None, "what comes from a path has no name, whatever its manifest says"
     store.tag("copy:1", digest)
     refused = decide(gate, digest, None).refused
     assert refused is not None
