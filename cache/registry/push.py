@@ -1,7 +1,8 @@
 """An artifact of the store to a registry (distribution-spec §Push): its blobs side by side, its manifest last.
 
 What it was made from goes before it, if the registry lacks that: its ``subject`` then exists there. Nothing is sent for
-that which the artifact itself does not contain, but for the base's two documents; above all no other memory image.
+that which the artifact itself does not contain, but for the base's two documents; above all no other memory image. The
+signatures that the store keeps of the artifact go with it.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from cache.registry.progress import Report, no_report
 from cache.registry.side_by_side import side_by_side
 from cache.registry.upload import Sizes
 from cache.store import Store
+from cache.trust.local_signatures import local_signatures
+from cache.trust.push_signatures import push_signatures
 from spec import media_types
 from spec.digest import Digest
 from spec.errors import ArtifactNotFound, InvalidReference, NotFound, OvmsError, RegistryRefused
@@ -41,6 +44,8 @@ class Pushed:
     digest: Digest
     subject: SubjectState | None
     """Of what the artifact was made from: it was there, it was pushed too, or the registry does not have it."""
+    signatures: int
+    """Manifests of signatures that were attached."""
     sent_bytes: int
     there_bytes: int
     """Of blobs that the repository had."""
@@ -48,6 +53,11 @@ class Pushed:
     """Of blobs that the registry took from another repository."""
     blobs: int
     total_ms: float
+
+    @property
+    def mb_per_s(self) -> float:
+        """Millions of bytes a second that were sent, from the first request to the last."""
+        return round(self.sent_bytes / 1e3 / self.total_ms, 1) if self.total_ms else 0.0
 
 
 async def push(
@@ -93,6 +103,7 @@ class _Push:
         try:
             await self._push_blobs(self._artifact)
             subject = await self._push_subject()
+            signatures = await self._push_signatures()
             await push_manifest(self._repository, self._artifact.oci_bytes, tag=reference.tag)
         finally:
             there = [blob.content_digest for blob, _ in self._outcomes]
@@ -101,6 +112,7 @@ class _Push:
             reference=reference,
             digest=self._artifact.digest,
             subject=subject,
+            signatures=signatures,
             sent_bytes=self._bytes("done"),
             there_bytes=self._bytes("there"),
             mounted_bytes=self._bytes("mounted"),
@@ -149,6 +161,15 @@ class _Push:
             return "absent"
         await push_manifest(self._repository, base.oci_bytes)
         return "pushed"
+
+    async def _push_signatures(self) -> int:
+        """Those that the store keeps: whoever finds the artifact under its tag finds them too."""
+        digest = self._artifact.digest
+        signatures = await asyncio.to_thread(local_signatures, self._store, digest)
+        if not signatures:
+            return 0
+        await push_manifest(self._repository, self._artifact.oci_bytes)
+        return await push_signatures(self._repository, digest, signatures)
 
     async def _has_manifest(self, digest: Digest) -> bool:
         try:

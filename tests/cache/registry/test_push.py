@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import shutil
 import subprocess
@@ -19,10 +20,14 @@ from cache.registry.client import Repository
 from cache.registry.manifest_upload import push_small
 from cache.registry.push import Pushed, push
 from cache.registry.referrer_index import fallback_tag
-from cache.registry.referrers import list_referrers
+from cache.registry.referrers import list_referrers, signatures_by_tag
 from cache.registry.session import Session
 from cache.registry.upload import Sizes
 from cache.store import Store
+from cache.trust.keys import PrivateKey
+from cache.trust.local_signatures import keep_signatures
+from cache.trust.signature_manifest import SignatureManifest, decode_signature_manifest, sign_v2, sign_v3
+from cache.trust.verification import NamedKey, verify
 from spec import media_types
 from spec.digest import Digest, digest_of
 from spec.errors import ArtifactNotFound, BlobNotFound, DigestMismatch, InvalidReference, RegistryRefused
@@ -133,6 +138,44 @@ async def test_a_base_that_is_gone_keeps_nobody_from_pushing(
     store.blob_path(base.digest).unlink()
     result = await pushed(store, made, session, f"{registry.host}/demo:fast")
     assert result.subject == "absent"
+
+
+async def test_the_signatures_of_the_store_go_with_it(
+    store: Store, base: Artifact, session: Session, registry: UploadRegistry
+) -> None:
+    keys = [PrivateKey.generate() for _ in range(2)]
+    named = [NamedKey(str(n), key.public) for n, key in enumerate(keys)]
+
+    async def sign(key: PrivateKey) -> None:
+        for signatures in (sign_v2(base.digest, "demo", key), sign_v3(base.descriptor, key)):
+            await asyncio.to_thread(keep_signatures, store, base.digest, "demo", signatures)
+
+    await sign(keys[0])
+    first = await pushed(store, base, session, f"{registry.host}/demo:1")
+    assert first.signatures == 2
+    order = [each.path.rpartition("/")[2] for each in registry.requests if "/manifests/" in each.path]
+    assert order[-1] == "1", "who finds the tag finds the signatures"
+    assert (await pushed(store, base, session, f"{registry.host}/demo:1")).signatures == 0
+
+    await asyncio.to_thread(_forget_signatures, store, base)
+    await sign(keys[1])
+    assert (await pushed(store, base, session, f"{registry.host}/demo:1")).signatures == 2
+    repository = Repository(session, first.reference)
+    bundles = await list_referrers(repository, base.digest, media_types.SIGSTORE_BUNDLE)
+    assert len(bundles) == 2
+    tagged = await signatures_by_tag(repository, base.digest)
+    assert tagged is not None
+    layers = decode_signature_manifest(tagged).layers
+    blobs = {each.content_digest: await repository.read_blob(each) for each in layers}
+    found = verify([SignatureManifest(tagged, blobs)], base.digest, named)
+    assert {match.key.name for match in found.matches} == {"0", "1"}, "both signatures are at the tag"
+
+
+def _forget_signatures(store: Store, artifact: Artifact) -> None:
+    index = store.root / "index.json"
+    document = json.loads(index.read_text())
+    document["manifests"] = [each for each in document["manifests"] if each["digest"] == artifact.digest]
+    index.write_text(json.dumps(document))
 
 
 async def test_what_is_not_here_can_not_be_pushed(
