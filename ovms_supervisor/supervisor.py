@@ -20,6 +20,7 @@ from anyio.abc import TaskGroup, TaskStatus
 from anyio.to_thread import run_sync
 
 from cache.registry.pull import Pulled
+from cache.registry.push import Pushed
 from cache.registry.sink import BlobSink
 from cache.resident import ResidentImages
 from cache.store import Store
@@ -39,20 +40,21 @@ from ovms_supervisor.instance.pausing import pause, resume
 from ovms_supervisor.instance.plan import Plan
 from ovms_supervisor.instance.runtimes import Runtimes
 from ovms_supervisor.instance.shared_devices import inject
-from ovms_supervisor.instance.snapshot import snapshot, snapshot_reference
+from ovms_supervisor.instance.snapshot import names_registry, snapshot, snapshot_reference
 from ovms_supervisor.instance.start import start
 from ovms_supervisor.layout import Layout
 from ovms_supervisor.pool import Pool
 from ovms_supervisor.pulling import Pulling
+from ovms_supervisor.pushing import Pushing
 from ovms_supervisor.readiness import host_troubles
 from ovms_supervisor.roster import Roster
 from spec import media_types
 from spec.api import MmioWrite, PullPolicy, SnapshotReply, StartRequest, WarmPool, WarmRequest
 from spec.digest import parse_digest
-from spec.errors import Busy, CapacityExceeded, Conflict, InstanceNotFound, WrongState
+from spec.errors import Busy, CapacityExceeded, Conflict, InstanceNotFound, InvalidReference, WrongState
 from spec.instance import InstanceState, is_live
 from spec.oci import Descriptor
-from spec.reference import Reference
+from spec.reference import DigestSource, Reference
 from vmm.driver import Driver, RuntimeName
 
 _log = structlog.get_logger(__name__)
@@ -79,6 +81,7 @@ class Supervisor:
             events=self.events,
             pulling=Pulling(settings, store, self.events, runtimes.platform, partial(_arriving, images)),
         )
+        self._pushing = Pushing(settings, store, self.events)
         self._roster = Roster()
         self.pool = Pool(self._host, self._roster, self._begin, self._forget)
         self._lives: dict[str, Life] = {}
@@ -150,6 +153,15 @@ class Supervisor:
             raise Conflict("the daemon is ending and pulls nothing any more")
         return await owned(self._tasks, partial(self._host.pulling.pull, reference, policy), "pull")
 
+    async def push(self, source: Reference | DigestSource, reference: Reference) -> Pushed:
+        """Store an artifact of the store in a registry.
+
+        Raises ArtifactNotFound, BlobNotFound, Corrupt*, InvalidReference, RegistryError and its kinds.
+        """
+        if self._draining:
+            raise Conflict("the daemon is ending and pushes nothing any more")
+        return await owned(self._tasks, partial(self._pushing.push, source, reference), "push")
+
     async def stop(self, instance: Instance, timeout_s: float | None) -> None:
         """Let an instance end; returns once it is ``stopping``. None: the configured grace for the guest.
 
@@ -175,10 +187,12 @@ class Supervisor:
             instance.require("remove", InstanceState.STOPPED, InstanceState.FAILED)
         await owned(self._tasks, partial(self._remove, instance), "remove")
 
-    async def snapshot(self, instance: Instance, tag: str) -> SnapshotReply:
+    async def snapshot(self, instance: Instance, tag: str, *, push: bool | None = None) -> SnapshotReply:
         """Make an artifact of a machine as it is now; it goes on as it was, running or paused.
 
-        Raises WrongState, Busy (one snapshot of an instance at a time), InvalidReference, Vmm*, NoSpace.
+        ``push``: store it in the registry too that its name has; None: if ``tag`` itself names that registry. Raises
+        WrongState, Busy (one snapshot of an instance at a time), InvalidReference, Vmm*, NoSpace, and what pushing
+        raises: then the snapshot is in the store all the same.
         """
         life = self._life(instance, "snapshot")
         instance.require("snapshot", InstanceState.RUNNING, InstanceState.PAUSED)
@@ -187,7 +201,7 @@ class Supervisor:
         if instance.id in self._snapshots:
             raise Busy(f"a snapshot of instance {instance.name or instance.id} is under way", doing="snapshot")
         self._snapshots[instance.id] = anyio.Event()
-        return await owned(self._tasks, partial(self._snapshot, life, tag), "snapshot")
+        return await owned(self._tasks, partial(self._snapshot, life, tag, push), "snapshot")
 
     async def inject(self, instance: Instance, writes: list[MmioWrite]) -> list[bytes]:
         """Write to and read from shared-memory devices; returns what each read found.
@@ -283,13 +297,19 @@ class Supervisor:
             self._roster.remove(instance)
             instance.tell("instance.removed")
 
-    async def _snapshot(self, life: Life, tag: str) -> SnapshotReply:
+    async def _snapshot(self, life: Life, tag: str, push: bool | None) -> SnapshotReply:
         instance = life.instance
         try:
             base = await run_sync(self._host.store.artifact, parse_digest(instance.record.lineage))
-            return await snapshot(life, snapshot_reference(instance, tag, base.manifest.name))
+            reference = snapshot_reference(instance, tag, base.manifest.name)
+            if push is None:
+                push = names_registry(tag)
+            if push and reference.registry is None:
+                raise InvalidReference(f"{reference} names no registry to push to")
+            made = await snapshot(life, reference)
         finally:
             self._snapshots.pop(instance.id).set()
+        return await self._pushing.push_snapshot(made, reference) if push else made
 
 
 def _arriving(images: ResidentImages, blob: Descriptor) -> BlobSink | None:

@@ -114,20 +114,52 @@ class PullReply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     mb_per_s: float | None = None
 
 
+class PushRequest(_Request, frozen=True, kw_only=True):
+    """``POST /push``; without ``wait`` the reply comes at once, and the rest on ``GET /events``."""
+
+    reference: Annotated[str, Meta(min_length=1, max_length=512)]
+    source: Annotated[str, Meta(min_length=1, max_length=512)] | None = None
+    """A reference or digest of the local store; else the artifact that has the name ``reference`` there."""
+    wait: bool = True
+
+
+class PushReply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The artifact that is in the registry now, and what that took; only the first two while it is being pushed."""
+
+    reference: str
+    status: Literal["pushing", "pushed"]
+    digest: str | None = None
+    """Of the OCI manifest."""
+    subject: Literal["there", "pushed", "absent"] | None = None
+    """Of what it was made from: it was there, it was pushed with it, the registry does not have it."""
+    signatures: int | None = None
+    """How many manifests of signatures were attached."""
+    sent_bytes: int | None = None
+    there_bytes: int | None = None
+    """What the repository had."""
+    mounted_bytes: int | None = None
+    """What the registry took from another of its repositories."""
+    total_ms: float | None = None
+    mb_per_s: float | None = None
+
+
 class SnapshotRequest(_Request, frozen=True, kw_only=True):
     """``POST /snapshot``; the tag is a reference, or a bare tag that replaces the one of the instance's artifact."""
 
     instance_id: InstanceId
     tag: Annotated[str, Meta(min_length=1, max_length=512)]
+    push: bool | None = None
+    """To the registry that the name has; None: if it is the tag that names one."""
 
 
-class SnapshotReply(msgspec.Struct, frozen=True, kw_only=True):
+class SnapshotReply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The digest of the new artifact, and how long the guest stood still."""
 
     snapshot_ref: str
     reference: str
     pause_ms: float
     phases: dict[str, float]
+    pushed: PushReply | None = None
 
 
 class MmioWrite(_Request, frozen=True, kw_only=True):

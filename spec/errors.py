@@ -495,7 +495,7 @@ class AuthenticationFailed(RegistryError):
 
     code = "registry.authentication"
     title = "Not authorised at the registry"
-    default_remedy = "Log in to the registry (docker login, podman login), and check the name of the repository."
+    default_remedy = "Log in to the registry (ovm login HOST), and check the name of the repository."
 
 
 class RateLimited(RegistryError):

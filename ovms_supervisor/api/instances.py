@@ -77,7 +77,7 @@ async def snapshot(request: web.Request) -> web.Response:
     Query(request)
     body = await read_body(request, SnapshotRequest)
     instance = context.supervisor.find(body.instance_id)
-    made = await context.operations.run(context.supervisor.snapshot(instance, body.tag))
+    made = await context.operations.run(context.supervisor.snapshot(instance, body.tag, push=body.push))
     context.metrics.observe_snapshot(made.pause_ms / 1000)
     return reply(made)
 

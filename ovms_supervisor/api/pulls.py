@@ -5,11 +5,9 @@ from __future__ import annotations
 from aiohttp import web
 
 from ovms_supervisor.api.context import CONTEXT, reply
-from ovms_supervisor.api.requests import Query, read_body
+from ovms_supervisor.api.requests import Query, read_body, remote_reference
 from ovms_supervisor.pulling import reply_of
 from spec.api import PullReply, PullRequest
-from spec.errors import InvalidReference
-from spec.reference import Reference, parse_reference
 
 routes = web.RouteTableDef()
 
@@ -20,18 +18,9 @@ async def pull(request: web.Request) -> web.Response:
     context = request.app[CONTEXT]
     Query(request)
     body = await read_body(request, PullRequest)
-    reference = _remote(body.reference)
+    reference = remote_reference(body.reference)
     change = context.supervisor.pull(reference, body.policy)
     if not body.wait:
         context.operations.begin(change)
         return reply(PullReply(reference=str(reference), status="pulling"), status=202)
     return reply(reply_of(await context.operations.run(change)))
-
-
-def _remote(text: str) -> Reference:
-    reference = parse_reference(text)
-    if reference.registry is None:
-        raise InvalidReference(
-            f"{text[:200]!r} names no registry: short names are local", remedy="Write HOST[:PORT]/NAME[:TAG]."
-        )
-    return reference

@@ -9,7 +9,8 @@ from typing import TypeVar
 from aiohttp import web
 
 from spec.decoding import NotDecodable, from_json
-from spec.errors import InvalidRequest
+from spec.errors import InvalidReference, InvalidRequest
+from spec.reference import Reference, parse_reference
 
 MAX_BODY_BYTES = 64 << 10
 MAX_WAIT_S = 3600.0
@@ -34,6 +35,16 @@ async def read_body(request: web.Request, kind: type[T], *, max_bytes: int = MAX
         return from_json(body, kind)
     except NotDecodable as error:
         raise InvalidRequest(f"{'' if error.is_json else 'the body is not JSON: '}{error}", path=error.path) from None
+
+
+def remote_reference(text: str) -> Reference:
+    """A reference that names a registry. Raises InvalidReference."""
+    reference = parse_reference(text)
+    if reference.registry is None:
+        raise InvalidReference(
+            f"{text[:200]!r} names no registry: short names are local", remedy="Write HOST[:PORT]/NAME[:TAG]."
+        )
+    return reference
 
 
 def _too_large(max_bytes: int, size_bytes: int) -> web.HTTPRequestEntityTooLarge:

@@ -33,6 +33,7 @@ SECTIONS: Final[dict[str, dict[str, Entry]]] = {
     "Artifacts": {
         "pack": Entry("pack", "Make an artifact of a kernel, an initrd and disks."),
         "pull": Entry("pull", "Fetch an artifact from a registry."),
+        "push": Entry("push", "Store an artifact in a registry."),
         "ls": Entry("artifacts", "List local artifacts."),
         "inspect": Entry("inspect", "Show the manifest of an artifact."),
         "tag": Entry("artifacts", "Give an artifact another name."),
@@ -45,6 +46,10 @@ SECTIONS: Final[dict[str, dict[str, Entry]]] = {
         "verify": Entry("signing", "Check who signed an artifact."),
         "policy": Entry("policy", "Explain what the policy says of an artifact."),
         "generate-key-pair": Entry("keys", "Make a key to sign artifacts with."),
+    },
+    "Registries": {
+        "login": Entry("login", "Log in to a registry."),
+        "logout": Entry("login", "Forget the login at a registry."),
     },
     "Host": {
         "serve": Entry("serve", "Run the daemon."),

@@ -106,6 +106,15 @@ def _remote(text: str) -> Reference:
     return reference
 
 
+def _registry(text: str) -> str:
+    from spec.reference import parse_reference
+
+    host = text.removeprefix("https://").rstrip("/")
+    if "/" in host or parse_reference(f"{host}/x").registry != host:
+        raise InvalidReference(f"{text[:200]!r} is not a registry such as registry.example.com or localhost:5000")
+    return host
+
+
 def _startable(text: str) -> str:
     """As the daemon will read it: a path is made absolute, for the daemon has another directory and home."""
     from spec.reference import PathSource, parse_source
@@ -158,6 +167,8 @@ NAME = Parsed("ref", _new_name)
 """A Reference to be given to an artifact."""
 STORED = Parsed("ref", _stored, _references)
 """A Reference or DigestSource of the local store."""
+REGISTRY = Parsed("host", _registry)
+"""The host of a registry, as references have it."""
 REMOTE = Parsed("ref", _remote)
 """A Reference that names a registry."""
 STARTABLE = Parsed("source", _startable, _references)

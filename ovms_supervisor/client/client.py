@@ -27,6 +27,8 @@ from spec.api import (
     Overrides,
     PullReply,
     PullRequest,
+    PushReply,
+    PushRequest,
     Readiness,
     SnapshotReply,
     SnapshotRequest,
@@ -92,6 +94,11 @@ class Client:
         body = PullRequest(reference=reference, policy=policy, wait=wait)
         return await self._connection.call("POST", "/pull", PullReply, body=body, limit_s=None if wait else ANSWER_S)
 
+    async def push(self, reference: str, *, source: str | None = None, wait: bool = True) -> PushReply:
+        """Store an artifact of the daemon's store (``source``, else the one of that name) in a registry."""
+        body = PushRequest(reference=reference, source=source, wait=wait)
+        return await self._connection.call("POST", "/push", PushReply, body=body, limit_s=None if wait else ANSWER_S)
+
     async def stop(
         self,
         instance_id: str,
@@ -120,9 +127,12 @@ class Client:
             "DELETE", f"/instances/{quote(instance_id, safe='')}", NoneType, query={"force": force}
         )
 
-    async def snapshot(self, instance_id: str, tag: str) -> SnapshotReply:
-        """Make an artifact of an instance. Takes as long as storing it takes; the guest stands still for less."""
-        body = SnapshotRequest(instance_id=instance_id, tag=tag)
+    async def snapshot(self, instance_id: str, tag: str, *, push: bool | None = None) -> SnapshotReply:
+        """Make an artifact of an instance. Takes as long as storing it takes; the guest stands still for less.
+
+        ``push``: to the registry of its name; None: if ``tag`` names one.
+        """
+        body = SnapshotRequest(instance_id=instance_id, tag=tag, push=push)
         return await self._connection.call("POST", "/snapshot", SnapshotReply, body=body)
 
     async def inject(self, instance_id: str, writes: Sequence[MmioWrite]) -> list[bytes]:

@@ -35,6 +35,11 @@ def snapshot_reference(instance: Instance, tag: str, artifact_name: str) -> Refe
     return parse_reference(f"{name}:{tag}")
 
 
+def names_registry(tag: str) -> bool:
+    """Whether it is the caller who names a registry, and not only the instance's artifact. Raises InvalidReference."""
+    return not _BARE_TAG.fullmatch(tag) and parse_reference(tag).registry is not None
+
+
 async def snapshot(life: Life, reference: Reference) -> SnapshotReply:
     """Take a snapshot. If anything fails the machine goes on, and nothing is left of it."""
     instance, watch = life.instance, Stopwatch()

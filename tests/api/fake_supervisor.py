@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from cache.registry.pull import Pulled
+from cache.registry.push import Pushed
 from ovms_supervisor.clock import utc_now
 from ovms_supervisor.events import EventHub
 from ovms_supervisor.logs.console_log import ConsoleLog
@@ -169,8 +170,23 @@ class FakeSupervisor:
             total_ms=1000.0,
         )
 
-    async def snapshot(self, instance: FakeInstance, tag: str) -> SnapshotReply:
-        await self._change(f"snapshot {tag}")
+    async def push(self, source: object, reference: Reference) -> Pushed:
+        await self._change(f"push {source} {reference}")
+        self.events.publish("push.done", reference=str(reference))
+        return Pushed(
+            reference=reference,
+            digest=Digest(DIGEST),
+            subject="pushed",
+            signatures=0,
+            sent_bytes=3_000_000,
+            there_bytes=5,
+            mounted_bytes=7,
+            blobs=4,
+            total_ms=1000.0,
+        )
+
+    async def snapshot(self, instance: FakeInstance, tag: str, *, push: bool | None = None) -> SnapshotReply:
+        await self._change(f"snapshot {tag}" if push is None else f"snapshot {tag} {push}")
         return SnapshotReply(snapshot_ref=DIGEST, reference=f"demo:{tag}", pause_ms=4.5, phases={"save": 4.0})
 
     async def inject(self, instance: FakeInstance, writes: list[MmioWrite]) -> list[bytes]:

@@ -14,6 +14,7 @@ from spec.api import (
     InjectRequest,
     InstanceRequest,
     PullRequest,
+    PushRequest,
     SnapshotRequest,
     StartRequest,
     StopRequest,
@@ -49,6 +50,10 @@ _BODIES: dict[type[msgspec.Struct], st.SearchStrategy[Any]] = {
     StartRequest: st.fixed_dictionaries(
         {"manifest": st.one_of(st.just("demo:1"), _values)},
         optional={"overrides": st.one_of(_overrides, _values), "pull": _pull_policies},
+    ),
+    PushRequest: st.fixed_dictionaries(
+        {"reference": st.one_of(st.just("example.com/app:1"), _values)},
+        optional={"source": st.one_of(st.just("app:1"), _values), "wait": _scalars, "other": _scalars},
     ),
     PullRequest: st.fixed_dictionaries(
         {"reference": st.one_of(st.just("example.com/app:1"), _values)},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 import click
@@ -10,13 +11,21 @@ from ovms_supervisor.cli import output
 from ovms_supervisor.cli.grammar import OvmCommand
 from ovms_supervisor.cli.invocation import Invocation, pass_invocation, run_async
 from ovms_supervisor.cli.parameters import MACHINE
+from ovms_supervisor.cli.transfer_display import transfer_display
+from ovms_supervisor.cli.transfer_watch import told, watched
 
 if TYPE_CHECKING:
     from spec.api import SnapshotReply
 
 
 @click.command(
-    "snapshot", cls=OvmCommand, examples=["ovm snapshot web -t demo:warm", "ovm run $(ovm snapshot web -t demo:warm)"]
+    "snapshot",
+    cls=OvmCommand,
+    examples=[
+        "ovm snapshot web -t demo:warm",
+        "ovm run $(ovm snapshot web -t demo:warm)",
+        "ovm snapshot web -t registry.example.com/demo/web:warm",
+    ],
 )
 @click.argument("machine", type=MACHINE, metavar="ID")
 @click.option(
@@ -26,16 +35,25 @@ if TYPE_CHECKING:
     metavar="REF",
     help="The name of the new artifact; a bare tag replaces that of the machine's artifact.",
 )
+@click.option("--push/--no-push", default=None, help="Push it; the default if REF names a registry.")
 @pass_invocation
-def snapshot_command(invocation: Invocation, machine: str, tag: str) -> None:
+def snapshot_command(invocation: Invocation, machine: str, tag: str, push: bool | None) -> None:
     """Save memory, device state and disk of a machine as a new artifact, and print its digest.
 
-    The machine goes on; how long it stood still is told on stderr.
+    With a REF that names a registry (HOST[:PORT]/NAME:TAG) it is pushed there too; only blobs that the registry lacks
+    are sent. If that fails, the artifact is in the local store all the same. The machine goes on; how long it stood
+    still is told on stderr.
     """
 
     async def ask() -> SnapshotReply:
-        async with invocation.client() as client:
-            return await client.snapshot(machine, tag)
+        with transfer_display(quiet=invocation.json) as display:
+            async with invocation.client() as client:
+                try:
+                    async with watched(client, "push", tag, display):
+                        return await client.snapshot(machine, tag, push=push)
+                except asyncio.CancelledError:
+                    output.message("ovm: interrupted; the daemon goes on")
+                    raise
 
     reply = run_async(ask)
     if invocation.json:
@@ -43,3 +61,5 @@ def snapshot_command(invocation: Invocation, machine: str, tag: str) -> None:
         return
     output.data(reply.snapshot_ref)
     output.message(f"saved as {reply.reference}; the machine stood still for {reply.pause_ms:.1f} ms")
+    if reply.pushed is not None:
+        output.message(told(reply.pushed))
