@@ -8,7 +8,7 @@ import resource
 import signal
 import socket
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
 import structlog
@@ -28,12 +28,15 @@ from ovms_supervisor.log_setup import logging_to
 from ovms_supervisor.loop_lag import LoopLag
 from ovms_supervisor.metrics import Metrics
 from ovms_supervisor.sd_notify import sd_notify
+from ovms_supervisor.startup import Startup
 from ovms_supervisor.supervisor import Supervisor
 from ovms_supervisor.version import VERSION
 from ovms_supervisor.watchdog import Watchdog
 from vmm.registry import drivers
 
 _HANDLERS_S = 5.0  # what handlers get to send their last replies in, after changes under way have been drained
+
+_MOST_DESCRIPTORS = Path("/proc/sys/fs/nr_open")
 
 _log = structlog.get_logger(__name__)
 
@@ -87,7 +90,9 @@ async def serving(settings: Settings) -> AsyncIterator[Supervisor]:
         )
         await images.open()
         stack.push_async_callback(images.close)
-        supervisor = await stack.enter_async_context(Supervisor(settings, drivers(settings.binaries), store, images))
+        supervisor = await stack.enter_async_context(
+            Supervisor(settings, drivers(settings.binaries), store, images, progress=Startup().taken_over)
+        )
         metrics = Metrics(lag, images)
         metrics.registry.register(supervisor.pool.figures)
         counting = asyncio.create_task(metrics.count_starts(supervisor), name="count-starts")
@@ -131,5 +136,11 @@ async def _start_api(context: Context, listening: socket.socket, stack: AsyncExi
 def _raise_descriptor_limit() -> None:
     """Each machine costs some descriptors; the usual soft limit of 1024 is there for select(2), which we don't use."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    most = hard
+    with suppress(OSError, ValueError):
+        most = max(hard, int(_MOST_DESCRIPTORS.read_text()))  # which root may have without asking anybody
+    for wish in (most, hard):
+        with suppress(OSError, ValueError):
+            if soft < wish:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (wish, max(wish, hard)))
+            return

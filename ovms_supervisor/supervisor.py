@@ -31,7 +31,7 @@ from ovms_supervisor.config import Settings
 from ovms_supervisor.draining import drain
 from ovms_supervisor.events import EventHub
 from ovms_supervisor.instance import Instance, Life, StopOrder
-from ovms_supervisor.instance.adoption import Found, find_all
+from ovms_supervisor.instance.adoption import Found, Progress, find_all
 from ovms_supervisor.instance.capacity import Capacity
 from ovms_supervisor.instance.creation import create, forget
 from ovms_supervisor.instance.host import Host
@@ -64,8 +64,15 @@ class Supervisor:
     """Many machines. ``store`` has been created and ``images`` opened by the caller."""
 
     def __init__(
-        self, settings: Settings, drivers: Mapping[RuntimeName, Driver], store: Store, images: ResidentImages
+        self,
+        settings: Settings,
+        drivers: Mapping[RuntimeName, Driver],
+        store: Store,
+        images: ResidentImages,
+        *,
+        progress: Progress = lambda _done, _of: None,
     ) -> None:
+        """``progress`` hears how many of the machines of an earlier daemon have been taken over."""
         layout = Layout.of(settings)
         self.events = EventHub()
         runtimes = Runtimes(drivers)
@@ -86,6 +93,7 @@ class Supervisor:
         self.pool = Pool(self._host, self._roster, self._begin, self._forget)
         self._lives: dict[str, Life] = {}
         self._snapshots: dict[str, anyio.Event] = {}
+        self._progress = progress
         self._troubles: list[str] = []
         self._draining = False
         self._stack = AsyncExitStack()
@@ -95,7 +103,7 @@ class Supervisor:
         async with AsyncExitStack() as stack:
             stack.callback(self.events.close)
             self._tasks = await stack.enter_async_context(anyio.create_task_group())
-            found, self._troubles = await find_all(self._host)
+            found, self._troubles = await find_all(self._host, self._progress)
             for each in found:
                 await self._take_over(each)
             await self.pool.open(found)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ovms_supervisor.config import Settings
 
 START_LIMIT_S = 30.0
+_MAX_EXTENSION_S = 300.0
 _ANSWER_LIMIT_S = 2.0
 _LOG_TAIL_BYTES = 2000
 
@@ -131,20 +132,32 @@ def _notifications() -> Iterator[tuple[sockets.socket, str]]:
 
 
 def _wait_until_ready(child: subprocess.Popen[bytes], notified: sockets.socket) -> Literal["ready", "ended", "late"]:
-    """What comes first: its word, its end, or the limit."""
+    """What comes first: its word, its end, or the limit, which it may put off (EXTEND_TIMEOUT_USEC, sd_notify(3))."""
     limit = time.monotonic() + START_LIMIT_S
     process = os.pidfd_open(child.pid)
     try:
         while (left_s := limit - time.monotonic()) > 0:
             seen, _, _ = select.select([notified.fileno(), process], [], [], left_s)
-            if notified.fileno() in seen and b"READY=1" in notified.recv(4096).splitlines():
-                return "ready"
+            if notified.fileno() in seen:
+                words = notified.recv(4096).splitlines()
+                if b"READY=1" in words:
+                    return "ready"
+                limit = max(limit, time.monotonic() + _extension_s(words))
             if process in seen:
                 child.wait()
                 return "ended"
         return "late"
     finally:
         os.close(process)
+
+
+def _extension_s(words: list[bytes]) -> float:
+    """How much longer the daemon asks us to wait."""
+    for word in words:
+        name, _, value = word.partition(b"=")
+        if name == b"EXTEND_TIMEOUT_USEC" and value.isdigit():
+            return min(int(value) / 1e6, _MAX_EXTENSION_S)
+    return 0.0
 
 
 def _said(log: Path, begin: int) -> str:

@@ -9,9 +9,12 @@ alone, with everything that may belong to it, and reported.
 
 from __future__ import annotations
 
+import itertools
 import shutil
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
+from functools import partial
 
 import anyio
 import structlog
@@ -34,6 +37,7 @@ from vmm.process import VmmProcess
 _log = structlog.get_logger(__name__)
 
 _WITH_VMM = (InstanceState.PARKED, InstanceState.RUNNING, InstanceState.PAUSED, InstanceState.STOPPING)
+_AT_ONCE = 32
 _INTERRUPTED = "the daemon ended while it was starting"
 
 
@@ -54,15 +58,44 @@ class _Scan:
     boot_id: str
 
 
-async def find_all(host: Host) -> tuple[list[Found], list[str]]:
-    """All instances that an earlier daemon left, oldest first, and what could not be made sense of."""
+Progress = Callable[[int, int], None]
+"""Called with how many have been taken over, of how many."""
+
+
+async def find_all(host: Host, progress: Progress = lambda _done, _of: None) -> tuple[list[Found], list[str]]:
+    """All instances that an earlier daemon left, oldest first, and what could not be made sense of.
+
+    Some at a time: a machine that does not answer keeps thousands of others waiting for seconds, not for minutes.
+    """
     scan = await run_sync(_scan, host)
-    for pid, ticks in scan.strays.items():
-        _log.warning("ending a VMM that no journal accounts for", pid=pid)
-        await _kill(pid, ticks)
+    await _side_by_side([partial(_end_stray, pid, ticks) for pid, ticks in scan.strays.items()])
     await run_sync(_sweep, host, {record.instance_id for record in scan.records}, bool(scan.troubles))
-    found = [await _take_over(host, record, scan.boot_id) for record in scan.records]
-    return found, scan.troubles
+    found: list[Found | None] = [None] * len(scan.records)
+    done = itertools.count(1)
+
+    async def take_over(position: int, record: Record) -> None:
+        found[position] = await _take_over(host, record, scan.boot_id)
+        progress(next(done), len(found))
+
+    await _side_by_side([partial(take_over, *each) for each in enumerate(scan.records)])
+    return [each for each in found if each is not None], scan.troubles
+
+
+async def _side_by_side(works: Sequence[Callable[[], Awaitable[None]]]) -> None:
+    remaining = iter(works)
+
+    async def work() -> None:
+        for each in remaining:
+            await each()
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(min(_AT_ONCE, len(works))):
+            tasks.start_soon(work)
+
+
+async def _end_stray(pid: int, ticks: int) -> None:
+    _log.warning("ending a VMM that no journal accounts for", pid=pid)
+    await _kill(pid, ticks)
 
 
 def _scan(host: Host) -> _Scan:

@@ -18,6 +18,7 @@ from cache.resident import ResidentImages
 from cache.store import Store
 from ovms_supervisor.config import Settings
 from ovms_supervisor.instance import Instance
+from ovms_supervisor.instance.adoption import Progress
 from ovms_supervisor.instance.process_identity import processes_of
 from ovms_supervisor.supervisor import Supervisor
 from spec.api import Overrides, StartRequest
@@ -93,13 +94,15 @@ class Site:
         return Settings(**values)  # type: ignore[arg-type]
 
     @asynccontextmanager
-    async def daemon(self, **changes: object) -> AsyncIterator[Supervisor]:
+    async def daemon(
+        self, *, progress: Progress = lambda _done, _of: None, **changes: object
+    ) -> AsyncIterator[Supervisor]:
         settings = self.settings(**changes)
         store = Store(settings.root)
         images = ResidentImages(settings.image_dir, mlock=settings.mlock, blob_path=store.blob_path)
         await images.open()
         try:
-            async with Supervisor(settings, self.drivers, store, images) as supervisor:
+            async with Supervisor(settings, self.drivers, store, images, progress=progress) as supervisor:
                 yield supervisor
         finally:
             await images.close()

@@ -14,6 +14,7 @@ import pytest
 
 from ovms_supervisor.directory_lock import locked
 from ovms_supervisor.instance import Instance, journal
+from ovms_supervisor.instance.adoption import Progress
 from ovms_supervisor.instance.record import Doing, Record, decode, encode
 from ovms_supervisor.layout import Layout
 from ovms_supervisor.supervisor import Supervisor
@@ -86,6 +87,32 @@ async def test_running_machines_are_taken_over(site: Site) -> None:
         await supervisor.stop(again["cold"], None)
         assert await ended(again["cold"]) is STOPPED
         await release_all(site, supervisor)
+
+
+async def test_progress_is_told_and_one_that_hangs_keeps_nobody_waiting(site: Site) -> None:
+    async with leaving(site) as supervisor:
+        for _ in range(4):
+            await start(supervisor)
+    told: list[tuple[int, int]] = []
+    most_told = asyncio.Event()
+
+    def progress(done: int, of: int) -> None:
+        told.append((done, of))
+        if done == 3:
+            most_told.set()
+
+    site.fake.faults["attach"] = "hang"
+    opening = asyncio.create_task(_opened(site, progress))
+    async with asyncio.timeout(20):
+        await most_told.wait()
+    site.fake.released.set()
+    await opening
+    assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+async def _opened(site: Site, progress: Progress) -> None:
+    async with site.daemon(on_exit="stop", progress=progress) as supervisor:
+        assert [each.state for each in supervisor.instances()] == [RUNNING] * 4
 
 
 async def test_stop_all_at_the_end(site: Site) -> None:
