@@ -1,6 +1,6 @@
 """The rows, in the order of the table."""
 
 from scripts.benchmarks.row import Row
-from scripts.benchmarks.rows import burst, control_plane, fan_out, layer, pause, start
+from scripts.benchmarks.rows import burst, control_plane, fan_out, layer, load, pause, start
 
-ALL: tuple[Row, ...] = (start.ROW, burst.ROW, pause.ROW, layer.ROW, control_plane.ROW, fan_out.ROW)
+ALL: tuple[Row, ...] = (start.ROW, burst.ROW, load.ROW, pause.ROW, layer.ROW, control_plane.ROW, fan_out.ROW)
