@@ -17,11 +17,12 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from ovms_supervisor.logs.pump import Pump
 from ovms_supervisor.loop_lag import LoopLag
 from spec.errors import InstanceNotFound
-from spec.instance import InstanceInfo, InstanceState, is_live
+from spec.instance import InstanceState, is_live
 
 if TYPE_CHECKING:
     from cache.resident import ResidentImages
     from ovms_supervisor.instance.instance import Instance
+    from ovms_supervisor.instance.record import Record
     from ovms_supervisor.supervisor import Supervisor
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "DELETE"})
@@ -31,7 +32,7 @@ _START_RESULTS = {
     "instance.stopping": "stopped",
     "instance.stopped": "stopped",
 }
-_MEMORY_EVERY_S = 5.0  # the kernel walks page tables for it: milliseconds for each machine
+_MEMORY_EVERY_S = 5.0  # some ten microseconds for each of perhaps thousands of machines
 
 _START_BUCKETS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)
 _PAUSE_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
@@ -106,15 +107,13 @@ class Metrics:
                 elif event.instance_id in starting and event.type in _START_RESULTS:
                     starting.discard(event.instance_id)
                     with suppress(InstanceNotFound):
-                        info = await supervisor.find(event.instance_id).info()
-                        self.observe_start(info, _START_RESULTS[event.type])
+                        self.observe_start(supervisor.find(event.instance_id).record, _START_RESULTS[event.type])
 
-    def observe_start(self, info: InstanceInfo, result: str) -> None:
+    def observe_start(self, record: Record, result: str) -> None:
         """A start came to its end."""
-        runtime = info.runtime.name if info.runtime else "none"
-        self._starts.labels(result, info.boot, runtime).inc()
-        if result == "running" and info.metrics.start:
-            self._start_seconds.labels(info.boot, runtime).observe(info.metrics.start.total_ms / 1000)
+        self._starts.labels(result, record.boot, record.runtime.name).inc()
+        if result == "running" and record.start:
+            self._start_seconds.labels(record.boot, record.runtime.name).observe(record.start.total_ms / 1000)
 
     def observe_snapshot(self, pause_s: float) -> None:
         """A snapshot was taken."""

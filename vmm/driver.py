@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from spec.compatibility import Compatibility, RestoreTarget
+from vmm.memory_counters import MemoryCounters
 
 if TYPE_CHECKING:
     from vmm.changed_pages import ChangedPages
@@ -200,6 +201,9 @@ class Vm(Protocol):
 
     async def memory_use(self) -> MemoryUse:
         """Read the kernel's figures (in a thread: smaps of a large process takes milliseconds)."""
+
+    def memory_counters(self) -> MemoryCounters:
+        """What the kernel counts as it goes along: cheap enough to be asked at every status. Raises VmmExited."""
 
     async def stop(self, *, guest_grace_s: float) -> Ending:
         """End the process: ask the guest to power off and wait ``guest_grace_s`` (0: don't ask), then the VMM's own

@@ -6,6 +6,7 @@ from anyio import to_thread
 
 from cache.artifact import Artifact
 from cache.ramsnap import read_header
+from cache.store import Store
 from ovms_supervisor.clock import Stopwatch
 from ovms_supervisor.config import Settings
 from ovms_supervisor.instance.host import Host
@@ -26,6 +27,7 @@ from spec.errors import (
 from spec.instance import Degradation, TrustInfo
 from spec.manifest import MAX_MEMORY_BYTES
 from spec.oci import Descriptor
+from spec.ramsnap import RamsnapHeader
 from spec.sizes import MIB, PAGE_BYTES, format_size, parse_size
 
 _MIN_MEMORY_BYTES = MIB
@@ -43,15 +45,23 @@ async def admit(host: Host, resolved: Resolved, watch: Stopwatch) -> Plan:
     _check_disk(overrides, artifact)
     may_restore = artifact.manifest.ram_snapshot is not None and overrides.boot != "cold"
     trust = await check_trust(host, resolved.request, artifact.digest, ram_snapshot=may_restore)
-    await to_thread.run_sync(_check_blobs, host, artifact)
+    header = await to_thread.run_sync(_look_into, host.store, artifact, may_restore)
     try:
-        return await _decide(host, resolved, watch, trust, afresh=False)
+        return await _decide(host, resolved, header, watch, trust, afresh=False)
     except (NoUsableRuntime, IncompatibleSnapshot):
         # Perhaps somebody has just installed what was missing.
-        return await _decide(host, resolved, watch, trust, afresh=True)
+        return await _decide(host, resolved, header, watch, trust, afresh=True)
 
 
-async def _decide(host: Host, resolved: Resolved, watch: Stopwatch, trust: TrustInfo, *, afresh: bool) -> Plan:
+async def _decide(
+    host: Host,
+    resolved: Resolved,
+    header: RamsnapHeader | None,
+    watch: Stopwatch,
+    trust: TrustInfo,
+    *,
+    afresh: bool,
+) -> Plan:
     artifact, overrides = resolved.artifact, resolved.request.overrides
     manifest = artifact.manifest
     reports = await host.runtimes.reports(afresh=afresh)
@@ -60,10 +70,9 @@ async def _decide(host: Host, resolved: Resolved, watch: Stopwatch, trust: Trust
     choice: Choice | None = None
     recorded: Compatibility | None = None
     ramsnap: Descriptor | None = None
-    if artifact.ramsnap is not None and overrides.boot != "cold":
+    if header is not None:
         ramsnap = artifact.ramsnap
         try:
-            header = await to_thread.run_sync(read_header, host.store.blob_path(ramsnap.content_digest))
             _check_parents(artifact, header.parent)
             recorded = header.compatibility
             choice = choose_for_restore(reports, recorded, asked=overrides.runtime, features=features)
@@ -162,8 +171,11 @@ def _check_parents(artifact: Artifact, parent: str | None) -> None:
         )
 
 
-def _check_blobs(host: Host, artifact: Artifact) -> None:
+def _look_into(store: Store, artifact: Artifact, may_restore: bool) -> RamsnapHeader | None:
+    """See that all blobs are there, and read the header of the RAM snapshot if it may be needed (blocks)."""
     artifact.check_roles()
     for blob in artifact.blobs:
-        if not host.store.has_blob(blob.content_digest):
+        if not store.has_blob(blob.content_digest):
             raise BlobNotFound(f"the store has no blob {blob.digest} of the artifact", digest=blob.digest)
+    snapshot = artifact.ramsnap if may_restore else None
+    return None if snapshot is None else read_header(store.blob_path(snapshot.content_digest))

@@ -49,7 +49,12 @@ class Capacity:
         return sum(each.size_bytes for each in self._promised)
 
     async def reserve(self, size_bytes: int, directory: Path) -> Reservation:
-        """Promise memory for files in ``directory``. Raises CapacityExceeded, with the figures in its fields."""
+        """Promise memory for files in ``directory``. Raises CapacityExceeded, with the figures in its fields.
+
+        Who needs none, as clones of an image do, is neither refused nor made to wait.
+        """
+        if not size_bytes:
+            return self.take_over(0, directory)
         async with self._turn:  # or two starts, of which one would fit, refuse each other
             reservation = self.take_over(size_bytes, directory)
             try:
@@ -70,7 +75,8 @@ class Capacity:
     def take_over(self, size_bytes: int, directory: Path) -> Reservation:
         """Promise without looking: the memory is in use already."""
         reservation = Reservation(size_bytes, directory)
-        self._promised.add(reservation)
+        if size_bytes:
+            self._promised.add(reservation)
         return reservation
 
     def release(self, reservation: Reservation) -> None:

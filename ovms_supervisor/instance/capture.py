@@ -166,7 +166,7 @@ class Capture:
         driver = self._instance.host.driver(self._instance.record.runtime.name)
         vm = await driver.spawn(machine, files_of(self._instance, self._generation), incoming=True)
         given_up.push_async_callback(_end, vm)
-        return vm, await record_of(vm, self._generation)
+        return vm, record_of(vm, self._generation)
 
     def _freeze(self, source: Path, staging: Path) -> None:
         """Names of the same file: ours, which outlives the staging, and the snapshot's."""

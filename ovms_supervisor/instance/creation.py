@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import uuid
 from contextlib import AsyncExitStack
+from functools import partial
 
 from anyio.to_thread import run_sync
 
@@ -38,13 +39,12 @@ async def create(
         paths = host.layout.of_instance(instance_id)
         async with undone_on_failure() as undo:
             with watch.phase("resolve"):
-                resolved = await resolve(host, request)
                 undo.push_async_callback(run_sync, forget, host, paths)
-                await run_sync(_begin, host, paths, resolved.artifact.digest)
+                resolved = await resolve(host, request, partial(_begin, host, paths))
             with watch.phase("admit"):
                 plan = await admit(host, resolved, watch)
                 hold_reservation(host, held, await host.capacity.reserve(_own_bytes(plan), paths.memory))
-            instance = Instance(host, _record(instance_id, plan, await run_sync(boot_id), pool))
+            instance = Instance(host, _record(instance_id, plan, pool))
             await instance.journal.write(instance.record)
         return instance, plan, held
 
@@ -67,12 +67,12 @@ def _own_bytes(plan: Plan) -> int:
     return (0 if plan.ramsnap else plan.memory_bytes) + sum(device.size_bytes for device in plan.devices)
 
 
-def _record(instance_id: str, plan: Plan, boot: str, pool: str | None) -> Record:
+def _record(instance_id: str, plan: Plan, pool: str | None) -> Record:
     digest = plan.artifact.digest
     snapshot = plan.artifact.manifest.ram_snapshot
     return Record(
         instance_id=instance_id,
-        boot_id=boot,
+        boot_id=boot_id(),
         request=plan.request,
         name=plan.request.overrides.name,
         manifest=ManifestInfo(ref=pool or plan.request.manifest, digest=digest),

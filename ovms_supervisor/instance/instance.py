@@ -171,22 +171,24 @@ class Instance:
             stopped_at=record.stopped_at,
             exit=record.exit,
             degraded=[*record.degraded, *([trouble] if trouble else [])],
-            metrics=Metrics(start=record.start, memory=await self._memory()),
+            metrics=Metrics(start=record.start, memory=self._memory()),
             trust=record.trust,
         )
 
-    async def _memory(self) -> MemoryMetrics | None:
+    def _memory(self) -> MemoryMetrics | None:
+        """The kernel's counters of the process: exact figures would have it walk page tables for milliseconds."""
         vm, image = self.vm, self.image
         if vm is None:
             return None
         try:
-            use = await vm.memory_use()
+            counted = vm.memory_counters()
         except (OSError, OvmsError):
             return None  # it ended meanwhile; the life of the instance is about to tell
+        shares = vm.machine.ram.private  # a machine that was booted cold has its RAM, also a tmpfs file, to itself
         return MemoryMetrics(
             total_bytes=self.record.memory_bytes,
-            shared_bytes=use.image_shared_bytes,
-            private_bytes=use.process_private_bytes,
+            shared_bytes=counted.shared_bytes if shares else 0,
+            private_bytes=counted.anonymous_bytes + (0 if shares else counted.shared_bytes),
             locked_bytes=image.locked_bytes if image else 0,
         )
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-from anyio import to_thread
-
 from ovms_supervisor.clock import Stopwatch
 from ovms_supervisor.instance.holdings import hold_vm
 from ovms_supervisor.instance.instance import Instance
@@ -33,8 +31,9 @@ async def launch(
     restoring = state_dir is not None
     with watch.phase("spawn"):
         vm = instance.vm = await driver.spawn(machine, files_of(instance, 0), incoming=restoring)
-        # Now, while the process waits for commands: a guest may power itself off in its first millisecond.
-        instance.record.vm = await record_of(vm, 0)
+        # Now, while the process waits for commands: no guest runs that a later daemon would not know by its pid.
+        instance.record.vm = record_of(vm, 0)
+        await instance.save()
     with watch.phase("restore" if restoring else "boot"):
         if state_dir is not None:
             await vm.restore(state_dir, resume=resume)
@@ -48,7 +47,6 @@ def files_of(instance: Instance, generation: int) -> VmmFiles:
     return VmmFiles(directory=paths.directory, console=paths.console, log=paths.vmm_log, generation=generation)
 
 
-async def record_of(vm: Vm, generation: int) -> VmRecord:
+def record_of(vm: Vm, generation: int) -> VmRecord:
     """The process as a later daemon will recognise it. Raises VmmExited if it is gone already."""
-    ticks = await to_thread.run_sync(start_ticks, vm.pid)
-    return VmRecord(pid=vm.pid, start_ticks=ticks, generation=generation, machine=vm.machine)
+    return VmRecord(pid=vm.pid, start_ticks=start_ticks(vm.pid), generation=generation, machine=vm.machine)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import AsyncExitStack
-from functools import partial
 from pathlib import Path
 
 from anyio import to_thread
@@ -13,22 +12,34 @@ from ovms_supervisor.instance import disks, shared_devices
 from ovms_supervisor.instance.holdings import hold_disks, hold_memory
 from ovms_supervisor.instance.instance import Instance
 from ovms_supervisor.instance.plan import Plan
+from ovms_supervisor.instance.side_by_side import side_by_side
 from vmm.driver import Disk, Machine, Ram, SharedMemory
 
 
 async def materialise(instance: Instance, plan: Plan, undo: AsyncExitStack) -> Machine:
-    """Make everything that the VMM will open. Raises Corrupt*, NoSpace, MlockLimit, InUse, ImmutableOverride."""
+    """Make everything that the VMM will open. Raises Corrupt*, NoSpace, MlockLimit, InUse, ImmutableOverride.
+
+    Files are made in one visit of a thread, the console's beside it: with the image resident, a hop between threads is
+    what a start consists of.
+    """
     hold_memory(instance, undo)
-    await to_thread.run_sync(partial(instance.paths.memory.mkdir, mode=0o700, parents=True))
-    await instance.console.open()
-    kernel, initrd = await to_thread.run_sync(_kernel, instance.host.store, plan)
-    disk = await _disk(instance, plan, undo)
+    if plan.artifact.manifest.disk_layers and not plan.persistent_disk:
+        hold_disks(instance, undo)
     ram, state_dir = await _ram(instance, plan)
+    return await side_by_side(
+        to_thread.run_sync(_machine, instance, plan, ram, state_dir), beside=instance.console.open()
+    )
+
+
+def _machine(instance: Instance, plan: Plan, ram: Ram, state_dir: Path | None) -> Machine:
+    instance.paths.memory.mkdir(mode=0o700, parents=True)
+    kernel, initrd = _kernel(instance.host.store, plan)
+    disk = _disk(instance, plan)
     devices = tuple(
         SharedMemory(name=each.name, path=instance.paths.shared_memory(each.name), size_bytes=each.size_bytes)
         for each in plan.devices
     )
-    await to_thread.run_sync(shared_devices.make, devices, state_dir)
+    shared_devices.make(devices, state_dir)
     return Machine(
         cpus=plan.cpus,
         ram=ram,
@@ -40,21 +51,18 @@ async def materialise(instance: Instance, plan: Plan, undo: AsyncExitStack) -> M
     )
 
 
-async def _disk(instance: Instance, plan: Plan, undo: AsyncExitStack) -> Disk | None:
+def _disk(instance: Instance, plan: Plan) -> Disk | None:
     store, artifact = instance.host.store, plan.artifact
     if not artifact.manifest.disk_layers:
         return None
     if plan.persistent_disk:
         assert instance.name is not None  # noqa: S101 - admission demands it
         directory = instance.host.layout.persistent_disk(instance.name)
-        await to_thread.run_sync(partial(directory.mkdir, mode=0o700, parents=True, exist_ok=True))
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         # No lock: names are unique among the instances of a daemon, and daemons among those of a root.
-        return await to_thread.run_sync(
-            partial(disks.persistent, store, artifact, directory, must_be_new=plan.boot == "restore")
-        )
-    hold_disks(instance, undo)
-    await to_thread.run_sync(partial(instance.paths.disks.mkdir, mode=0o700, parents=True))
-    return await to_thread.run_sync(disks.ephemeral, store, artifact, instance.paths.disks)
+        return disks.persistent(store, artifact, directory, must_be_new=plan.boot == "restore")
+    instance.paths.disks.mkdir(mode=0o700, parents=True)
+    return disks.ephemeral(store, artifact, instance.paths.disks)
 
 
 async def _ram(instance: Instance, plan: Plan) -> tuple[Ram, Path | None]:

@@ -7,6 +7,7 @@ together with the boot id is not.
 from __future__ import annotations
 
 import os
+from functools import cache
 from pathlib import Path
 
 from spec.errors import VmmExited
@@ -14,15 +15,23 @@ from spec.errors import VmmExited
 _PROC = Path("/proc")
 
 
+@cache
 def boot_id() -> str:
-    """A random id that the kernel made when this host was booted."""
+    """A random id that the kernel made when this host was booted; read once, by the search for earlier instances."""
     return (_PROC / "sys/kernel/random/boot_id").read_text().strip()
 
 
 def start_ticks(pid: int) -> int:
-    """When the process was started, in clock ticks since boot. Raises VmmExited if it is gone or a zombie."""
+    """When the process was started, in clock ticks since boot; some ten microseconds.
+
+    Raises VmmExited if it is gone or a zombie.
+    """
     try:
-        text = (_PROC / str(pid) / "stat").read_text()
+        fd = os.open(_PROC / str(pid) / "stat", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            text = os.pread(fd, 4096, 0).decode(errors="replace")
+        finally:
+            os.close(fd)
     except (FileNotFoundError, ProcessLookupError) as error:
         raise VmmExited(f"process {pid} is gone", pid=pid) from error
     # The command, in parentheses, may hold spaces and parentheses itself.

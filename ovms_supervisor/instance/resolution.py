@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from anyio import to_thread
 
@@ -12,20 +15,32 @@ from cache.store import Store
 from ovms_supervisor.instance.host import Host
 from ovms_supervisor.instance.plan import Resolved
 from spec.api import StartRequest
+from spec.digest import Digest
 from spec.errors import InvalidReference
 from spec.reference import PathSource, Reference, Source, parse_source
 
+T = TypeVar("T")
+Claim = Callable[[Digest], None]
 
-async def resolve(host: Host, request: StartRequest) -> Resolved:
+
+async def resolve(host: Host, request: StartRequest, claim: Claim | None = None) -> Resolved:
     """Find the artifact, importing a directory or tar and pulling a reference with a registry as the request has it.
 
+    ``claim`` is called in the same visit of a thread, to keep the artifact before anything is looked for in it.
     Raises Invalid*, ArtifactNotFound, Corrupt*, Unsafe*, and what pulling raises.
     """
     source = parse_source(request.manifest)
     if isinstance(source, Reference) and source.registry is not None:
         digest = await host.pulling.find(source, request.pull)
-        return Resolved(request, await to_thread.run_sync(host.store.artifact, digest))
-    return Resolved(request, await to_thread.run_sync(_artifact, host.store, source))
+        return Resolved(request, await to_thread.run_sync(_claimed, host.store.artifact, digest, claim))
+    return Resolved(request, await to_thread.run_sync(_claimed, partial(_artifact, host.store), source, claim))
+
+
+def _claimed(find: Callable[[T], Artifact], what: T, claim: Claim | None) -> Artifact:
+    artifact = find(what)
+    if claim is not None:
+        claim(artifact.digest)
+    return artifact
 
 
 def _artifact(store: Store, source: Source) -> Artifact:

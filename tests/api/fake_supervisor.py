@@ -31,6 +31,9 @@ from spec.reference import Reference
 DIGEST = "sha256:" + "ab" * 32
 DEVICE_BYTES = 4096
 
+_RUNTIME = RuntimeInfo(name="qemu", version="7.2", accelerator="tcg", reason="the only one")
+_START = StartMetrics(total_ms=12.5, phases={"launch": 12.0})
+
 
 class FakeInstance:
     def __init__(self, directory: Path, request: StartRequest) -> None:
@@ -45,6 +48,11 @@ class FakeInstance:
         self._ref = request.manifest
         self._created = utc_now()
         self._changed = asyncio.Condition()
+
+    @property
+    def record(self) -> SimpleNamespace:
+        """What the figures need of it."""
+        return SimpleNamespace(boot="cold", runtime=_RUNTIME, start=_START)
 
     def prints(self, data: bytes) -> None:
         with self.console.path.open("ab") as file:
@@ -70,7 +78,7 @@ class FakeInstance:
             status=self.state,
             manifest=ManifestInfo(ref=self._ref, digest=DIGEST),
             boot="cold",
-            runtime=RuntimeInfo(name="qemu", version="7.2", accelerator="tcg", reason="the only one"),
+            runtime=_RUNTIME,
             pid=4711 if live else None,
             memory_bytes=1 << 20,
             cpus=1,
@@ -81,7 +89,7 @@ class FakeInstance:
             exit=None,
             degraded=[],
             metrics=Metrics(
-                start=StartMetrics(total_ms=12.5, phases={"launch": 12.0}),
+                start=_START,
                 memory=MemoryMetrics(total_bytes=1 << 20, shared_bytes=0, private_bytes=4096, locked_bytes=0)
                 if live
                 else None,

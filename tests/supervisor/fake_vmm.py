@@ -18,6 +18,7 @@ from spec.compatibility import Compatibility, RestoreTarget
 from spec.errors import InternalError, VmmExited, VmmRefused
 from vmm.changed_pages import ChangedPages
 from vmm.driver import Ending, Machine, MemoryUse, RuntimeName, RuntimeReport, SaveTarget, VmmFiles
+from vmm.memory_counters import MemoryCounters, memory_counters
 from vmm.pagemap import Extent
 from vmm.process import VmmProcess
 
@@ -150,6 +151,9 @@ class FakeVm:
         if in_place and target.overlays:
             self._machine = replace(self._machine, disks=target.overlays)
         return await run_sync(FakeSaved, self, in_place, target)
+
+    def memory_counters(self) -> MemoryCounters:
+        return memory_counters(self.process.pid)
 
     async def memory_use(self) -> MemoryUse:
         return MemoryUse(image_shared_bytes=4096, ram_private_bytes=8192, process_private_bytes=12288)

@@ -24,6 +24,7 @@ from vmm.cloud_hypervisor.events import guest_ending
 from vmm.cloud_hypervisor.probe import restore_target
 from vmm.cpu import host_cpu
 from vmm.driver import Ending, Machine, MemoryUse, SaveTarget, VmmFiles
+from vmm.memory_counters import MemoryCounters, memory_counters
 from vmm.process import Rung, VmmProcess
 
 T = TypeVar("T")
@@ -102,14 +103,10 @@ class CloudHypervisorVm:
 
         The image is safe from the machine before the proof: a zone that is not shared is opened read-only.
         """
-        try:
-            await run_sync(snapshot.prepare_restore, self._machine, state_dir, self._files.restore)
-            source = {"source_url": f"file://{self._files.restore}", "resume": resume}
-            await self._call("vm.restore", source, limit_s=_RESTORE_LIMIT_S)
-        finally:
-            with CancelScope(shield=True):
-                await run_sync(lambda: shutil.rmtree(self._files.restore, ignore_errors=True))
-        await run_sync(smaps.prove_private, self.pid, self._machine.ram)
+        await run_sync(snapshot.prepare_restore, self._machine, state_dir, self._files.restore)
+        source = {"source_url": f"file://{self._files.restore}", "resume": resume}
+        await self._call("vm.restore", source, limit_s=_RESTORE_LIMIT_S)
+        await run_sync(self._check_restored)
 
     async def pause(self) -> None:
         """Stop the vCPUs."""
@@ -150,6 +147,10 @@ class CloudHypervisorVm:
         """The kernel's figures."""
         return await run_sync(smaps.memory_use, self.pid, self._machine.ram)
 
+    def memory_counters(self) -> MemoryCounters:
+        """The kernel's counters."""
+        return memory_counters(self.pid)
+
     async def stop(self, *, guest_grace_s: float) -> Ending:
         """Power button, vmm.shutdown, SIGTERM, SIGKILL."""
         rungs = [
@@ -178,6 +179,10 @@ class CloudHypervisorVm:
     async def detach(self) -> None:
         """Watch the process no more; a connection lasts only as long as a call."""
         self._process.release()
+
+    def _check_restored(self) -> None:
+        smaps.prove_private(self.pid, self._machine.ram)
+        shutil.rmtree(self._files.restore, ignore_errors=True)  # where something failed, the end of the process does it
 
     def _conclude(self) -> None:
         self._guest = guest_ending(self._files.events)

@@ -47,7 +47,7 @@ class Qemu:
 
         The control socket listens before the process runs, so there is no readiness to wait for but the greeting.
         """
-        installation = await run_sync(self._installation)
+        installation = await self._installation()
         disks = await run_sync(_prepare, machine, installation)
         made: list[Path] = []
         try:
@@ -74,7 +74,7 @@ class Qemu:
 
     async def attach(self, machine: Machine, files: VmmFiles, pid: int) -> QemuVm:
         """Take over a process by the socket in its instance's directory. Raises VmmExited, VmmTimeout, VmmGarbage."""
-        installation = await run_sync(self._installation)
+        installation = await self._installation()
         process = VmmProcess.attach(pid, name=BINARY, log=files.log)
         try:
             return await _connected(process, machine, installation, _socket(files))
@@ -82,15 +82,16 @@ class Qemu:
             process.release()
             raise
 
-    def _installation(self) -> Installation:
-        """What was found the last time, unless the binary has been replaced since. Blocks. Raises MissingTool."""
+    async def _installation(self) -> Installation:
+        """What was found the last time, unless the binary has been replaced since. Raises MissingTool."""
         if self._found is not None:
             inode, found = self._found
             if inode == _inode(found.binary):
                 return found
-        return self._find()
+        return await run_sync(self._find)
 
     def _find(self) -> Installation:
+        """Look for it. Blocks. Raises MissingTool."""
         found = find(self._binary)
         self._found = (_inode(found.binary), found)
         return found

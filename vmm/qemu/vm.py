@@ -20,6 +20,7 @@ from spec.errors import VmmGarbage, VmmRefused
 from vmm import smaps
 from vmm.changed_pages import capture
 from vmm.driver import Ending, Machine, MemoryUse, SaveTarget
+from vmm.memory_counters import MemoryCounters, memory_counters
 from vmm.process import Rung, VmmProcess
 from vmm.qemu.board import device_records, memory_regions
 from vmm.qemu.installation import Installation
@@ -120,6 +121,10 @@ class QemuVm:
     async def memory_use(self) -> MemoryUse:
         """The kernel's figures."""
         return await run_sync(smaps.memory_use, self.pid, self._machine.ram)
+
+    def memory_counters(self) -> MemoryCounters:
+        """The kernel's counters."""
+        return memory_counters(self.pid)
 
     async def stop(self, *, guest_grace_s: float) -> Ending:
         """Power button, quit, SIGTERM, SIGKILL; at once SIGKILL for a machine that a successor has continued.
