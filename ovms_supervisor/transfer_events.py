@@ -9,6 +9,7 @@ from typing import Any, Final, Literal
 
 from cache.artifact import Artifact
 from cache.registry.progress import BlobProgress
+from cache.registry.pull import wanted_of
 from ovms_supervisor.events import EventHub
 from spec import media_types
 from spec.errors import OvmsError
@@ -31,7 +32,7 @@ class TransferEvents:
     def begin(self, artifact: Artifact) -> None:
         """What is going to be transferred."""
         self._always["digest"] = artifact.digest
-        self._blobs = {each.digest: BlobProgress(each, "waiting", 0) for each in artifact.blobs}
+        self._blobs = {each.digest: BlobProgress(each, "waiting", 0) for each in wanted_of(artifact)}
         self._tell()
 
     def report(self, progress: BlobProgress) -> None:

@@ -79,6 +79,11 @@ async def pull(store: Store, repository: Repository, reference: Reference, optio
     return await _Pull(store, repository, reference, options).run()
 
 
+def wanted_of(artifact: Artifact) -> list[Descriptor]:
+    """The blobs to be fetched: all but the empty config, whose content everybody knows."""
+    return [each for each in artifact.blobs if each != EMPTY_DESCRIPTOR]
+
+
 class _Pull:
     def __init__(self, store: Store, repository: Repository, reference: Reference, options: PullOptions) -> None:
         self._store, self._repository, self._reference, self._options = store, repository, reference, options
@@ -91,7 +96,7 @@ class _Pull:
         begin = time.monotonic()
         try:
             artifact = await self._describe()
-            fetched = await self._fetch(artifact.blobs)
+            fetched = await self._fetch(wanted_of(artifact))
             name = self._reference.local_name if self._reference.tag else None
             digest = await _to_its_end(asyncio.to_thread(self._store.put_artifact, artifact.oci_bytes, name))
         except NoSpace:
@@ -166,7 +171,7 @@ class _Pull:
             async with free:
                 return blob, await Download(store, source, blob, how, self._arrived.append).run()
 
-        self._wanted = sorted((each for each in blobs if each != EMPTY_DESCRIPTOR), key=lambda each: -each.size)
+        self._wanted = sorted(blobs, key=lambda each: -each.size)
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(fetch(each)) for each in self._wanted]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from ovms_supervisor.cli import output
 from ovms_supervisor.cli.transfer_display import transfer_display
 from ovms_supervisor.cli.transfer_watch import watched
+from spec.sizes import format_size
 
 if TYPE_CHECKING:
     from typing import Literal
@@ -38,6 +39,6 @@ async def pull_through_daemon(invocation: Invocation, source: str, policy: Liter
                 output.message("ovm: interrupted; the daemon goes on pulling")
                 raise
     if reply.network_bytes and not invocation.json:
-        output.message(f"pulled {reply.network_bytes / 1e6:.1f} MB in {(reply.total_ms or 0) / 1e3:.2f} s")
+        output.message(f"pulled {format_size(reply.network_bytes)} in {(reply.total_ms or 0) / 1e3:.2f} s")
     # What an index was resolved to has the name, but not the digest of the index.
     return str(reply.digest) if reply.index and parsed.digest else source

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from ovms_supervisor.cli import output
 from ovms_supervisor.cli.terminal import neutral_line
 from spec import media_types
+from spec.sizes import format_size
 
 if TYPE_CHECKING:
     from cache.registry.progress import BlobProgress
@@ -100,7 +101,7 @@ class _Lines(TransferDisplay):
 
     def begin(self, digest: str, blobs: Iterable[Descriptor]) -> None:
         listed = list(blobs)
-        output.message(f"{digest}: {len(listed)} blobs, {sum(each.size for each in listed) / 1e6:.1f} MB")
+        output.message(f"{digest}: {len(listed)} blobs, {format_size(sum(each.size for each in listed))}")
 
     def show(self, digest: str, title: str, state: str, at_bytes: int, size_bytes: int) -> None:
         now = time.monotonic()
@@ -112,4 +113,11 @@ class _Lines(TransferDisplay):
             return
         self._last[digest] = now
         what = f"{output.short_digest(digest)} {neutral_line(title)}"
-        output.message(f"{what}: {state}, {at_bytes / 1e6:.1f} of {size_bytes / 1e6:.1f} MB")
+        size = format_size(size_bytes)
+        output.message(
+            f"{what}: {state}, {size}" if state in _ENDED else f"{what}: {state}, {_part(at_bytes, size_bytes)}"
+        )
+
+
+def _part(at_bytes: int, size_bytes: int) -> str:
+    return f"{at_bytes / max(size_bytes, 1):.0%} of {format_size(size_bytes)}"

@@ -12,6 +12,7 @@ from ovms_supervisor.cli.grammar import OvmCommand
 from ovms_supervisor.cli.invocation import Invocation, pass_invocation, run_async
 from ovms_supervisor.cli.parameters import REMOTE
 from ovms_supervisor.cli.transfer_display import transfer_display
+from spec.sizes import format_size
 
 if TYPE_CHECKING:
     from cache.registry.index_choice import HostPlatform
@@ -56,7 +57,7 @@ async def _pull(
 ) -> Pulled:
     from cache.registry.access import open_registries
     from cache.registry.download import Downloads
-    from cache.registry.pull import PullOptions, pull
+    from cache.registry.pull import PullOptions, pull, wanted_of
     from ovms_supervisor.registries import access_of
 
     async def platform() -> HostPlatform:
@@ -68,7 +69,7 @@ async def _pull(
     options = PullOptions(
         platform=platform,
         downloads=Downloads(report=display.report),
-        begin=lambda artifact: display.begin(artifact.digest, artifact.blobs),
+        begin=lambda artifact: display.begin(artifact.digest, wanted_of(artifact)),
     )
     try:
         async with open_registries(access_of(settings, plain_http=hosts)) as registries:
@@ -79,9 +80,9 @@ async def _pull(
 
 
 def _told(pulled: Pulled) -> str:
-    parts = [f"{pulled.network_bytes / 1e6:.1f} MB in {pulled.total_ms / 1e3:.2f} s ({pulled.mb_per_s:.0f} MB/s)"]
+    parts = [f"{format_size(pulled.network_bytes)} in {pulled.total_ms / 1e3:.2f} s ({pulled.mb_per_s:.1f} MB/s)"]
     if pulled.resumed_bytes:
-        parts.append(f"{pulled.resumed_bytes / 1e6:.1f} MB from an earlier pull")
+        parts.append(f"{format_size(pulled.resumed_bytes)} from an earlier pull")
     if pulled.there_bytes:
-        parts.append(f"{pulled.there_bytes / 1e6:.1f} MB were there")
+        parts.append(f"{format_size(pulled.there_bytes)} were there")
     return f"pulled {pulled.reference}: {', '.join(parts)}"
