@@ -30,6 +30,7 @@ from ovms_supervisor.clock import Stopwatch
 from ovms_supervisor.config import Settings
 from ovms_supervisor.draining import drain
 from ovms_supervisor.events import EventHub
+from ovms_supervisor.housekeeping import Housekeeping
 from ovms_supervisor.instance import Instance, Life, StopOrder
 from ovms_supervisor.instance.adoption import Found, Progress, find_all
 from ovms_supervisor.instance.capacity import Capacity
@@ -91,6 +92,7 @@ class Supervisor:
         self._pushing = Pushing(settings, store, self.events)
         self._roster = Roster()
         self.pool = Pool(self._host, self._roster, self._begin, self._forget)
+        self.housekeeping = Housekeeping(self._host)
         self._lives: dict[str, Life] = {}
         self._snapshots: dict[str, anyio.Event] = {}
         self._progress = progress
@@ -108,6 +110,7 @@ class Supervisor:
                 await self._take_over(each)
             await self.pool.open(found)
             self._tasks.start_soon(self.pool.run, name="keep clones parked")
+            self._tasks.start_soon(self.housekeeping.run, name="keep the store within its limit")
             self._tasks.start_soon(self._host.runtimes.reports, name="probe runtimes")
             self._stack = stack.pop_all()
         return self
@@ -159,7 +162,10 @@ class Supervisor:
         """
         if self._draining:
             raise Conflict("the daemon is ending and pulls nothing any more")
-        return await owned(self._tasks, partial(self._host.pulling.pull, reference, policy), "pull")
+        try:
+            return await owned(self._tasks, partial(self._host.pulling.pull, reference, policy), "pull")
+        finally:
+            self.housekeeping.grown()
 
     async def push(self, source: Reference | DigestSource, reference: Reference) -> Pushed:
         """Store an artifact of the store in a registry.
@@ -317,6 +323,7 @@ class Supervisor:
             made = await snapshot(life, reference)
         finally:
             self._snapshots.pop(instance.id).set()
+            self.housekeeping.grown()
         return await self._pushing.push_snapshot(made, reference) if push else made
 
 

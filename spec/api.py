@@ -240,6 +240,44 @@ class WarmList(msgspec.Struct, frozen=True, kw_only=True):
     pools: list[WarmPool]
 
 
+class ImageInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """A RAM image that is resident in tmpfs; ``references`` are the local names of artifacts with that snapshot."""
+
+    digest: str
+    references: list[str]
+    size_bytes: int
+    locked_bytes: int
+    users: int
+
+
+class ImageList(msgspec.Struct, frozen=True, kw_only=True):
+    """``GET /images``, the least recently used first."""
+
+    images: list[ImageInfo]
+
+
+class PruneRequest(_Request, frozen=True, kw_only=True):
+    """``POST /prune``; ``all``: also what could be fetched or made again."""
+
+    all: bool = False
+    dry_run: bool = False
+
+
+class PrunedItem(msgspec.Struct, frozen=True, kw_only=True):
+    """A blob (its digest), ``disks/<chain id>``, ``partial/<hex>`` or ``images/<digest>``, and what it took."""
+
+    what: str
+    size_bytes: int
+
+
+class PruneReply(msgspec.Struct, frozen=True, kw_only=True):
+    """What went, or with ``dry_run`` would go."""
+
+    dry_run: bool
+    removed: list[PrunedItem]
+    freed_bytes: int
+
+
 class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One line of ``GET /events``. ``type`` is ``instance.<state>``, ``snapshot.created``, ``instance.removed``, …"""
 

@@ -65,6 +65,17 @@ class ResidentFigures:
     locked_bytes: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResidentUse:
+    """An image as an operator sees it."""
+
+    digest: Digest
+    size_bytes: int
+    """What its files take now."""
+    locked_bytes: int
+    users: int
+
+
 class ResidentImages:
     """One per daemon; owns ``image_dir``, but for directories in it whose names are not its own.
 
@@ -201,6 +212,18 @@ class ResidentImages:
         """Remove a staging; nothing happens if it is gone."""
         self._check_staging(staging)
         await self._chore(partial(self._directory.discard, staging))
+
+    def uses(self) -> list[ResidentUse]:
+        """The images that are here, the least recently used first."""
+        return [
+            ResidentUse(
+                digest=entry.image.digest,
+                size_bytes=entry.image.occupied_bytes(),
+                locked_bytes=entry.figures.locked_bytes,
+                users=entry.references,
+            )
+            for entry in sorted(self._shelf.entries.values(), key=lambda entry: entry.last_used)
+        ]
 
     def figures(self) -> ResidentFigures:
         """The totals now."""

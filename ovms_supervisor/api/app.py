@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from ovms_supervisor.api import events, instances, logs, pulls, pushes, service, warm
+from ovms_supervisor.api import events, instances, logs, pulls, pushes, service, store, warm
 from ovms_supervisor.api.context import CONTEXT, Context
 from ovms_supervisor.api.middleware import name_reply, observed, problems
 
@@ -13,7 +13,7 @@ def create_app(context: Context) -> web.Application:
     """The API of one daemon. It stops in this order: waiting and streams end, then changes under way."""
     app = web.Application(middlewares=[observed, problems])
     app[CONTEXT] = context
-    for module in (instances, warm, pulls, pushes, logs, events, service):
+    for module in (instances, warm, pulls, pushes, store, logs, events, service):
         app.add_routes(module.routes)
     app.on_response_prepare.append(name_reply)
     app.on_shutdown.append(_shut_down)

@@ -38,6 +38,7 @@ SECTIONS: Final[dict[str, dict[str, Entry]]] = {
         "inspect": Entry("inspect", "Show the manifest of an artifact."),
         "tag": Entry("artifacts", "Give an artifact another name."),
         "rmi": Entry("artifacts", "Remove names of artifacts, and what only they need."),
+        "prune": Entry("prune", "Remove what nobody refers to any more."),
         "import": Entry("layout", "Read an artifact from a directory or tar."),
         "export": Entry("layout", "Write an artifact to a directory or tar."),
     },
@@ -54,6 +55,7 @@ SECTIONS: Final[dict[str, dict[str, Entry]]] = {
     "Host": {
         "serve": Entry("serve", "Run the daemon."),
         "service": Entry("service", "Run the daemon under systemd."),
+        "images": Entry("images", "List the RAM images that are resident, or free them."),
         "doctor": Entry("doctor", "Check what this host can do, and how to mend it."),
         "config": Entry("config", "Show each setting and where it comes from."),
         "version": Entry("version", "Show versions."),

@@ -15,6 +15,8 @@ from ovms_supervisor.client.connection import Connection, decode_line
 from spec.api import (
     Event,
     Health,
+    ImageInfo,
+    ImageList,
     InjectContent,
     InjectReply,
     InjectRequest,
@@ -25,6 +27,8 @@ from spec.api import (
     LogLine,
     MmioWrite,
     Overrides,
+    PruneReply,
+    PruneRequest,
     PullReply,
     PullRequest,
     PushReply,
@@ -214,6 +218,19 @@ class Client:
         async with self._connection.stream("/events", {"since": since}, accept=_JSON_LINES) as content:
             async for line in content:
                 yield decode_line(line, Event)
+
+    async def images(self) -> list[ImageInfo]:
+        """The RAM images that are resident, the least recently used first."""
+        return (await self._connection.call("GET", "/images", ImageList, limit_s=ANSWER_S)).images
+
+    async def free_image(self, digest: str) -> None:
+        """Give the memory of an image back. Raises BlobNotFound, InUse."""
+        await self._connection.call("DELETE", f"/images/{quote(digest, safe='')}", NoneType, limit_s=ANSWER_S)
+
+    async def prune(self, *, everything: bool = False, dry_run: bool = False) -> PruneReply:
+        """Remove what nobody refers to; ``everything``: also what could be fetched or made again."""
+        body = PruneRequest(all=everything, dry_run=dry_run)
+        return await self._connection.call("POST", "/prune", PruneReply, body=body)
 
     async def version(self) -> Version:
         """The daemon's versions."""

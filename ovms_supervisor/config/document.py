@@ -48,6 +48,7 @@ class Document(_Part, frozen=True, kw_only=True):
     run_dir: str | UnsetType = UNSET
     socket: str | UnsetType = UNSET
     socket_group: str | UnsetType = UNSET
+    store_limit: Size | UnsetType = UNSET
     image_dir: str | UnsetType = UNSET
     image_budget: Size | UnsetType = UNSET
     policy: str | UnsetType = UNSET

@@ -184,6 +184,7 @@ def _resolve(layers: _Layers, environ: Mapping[str, str]) -> Settings:
         defaults,
         policy=_optional_path(layers, "policy", "etc/policy.toml below root, if it is there"),
         socket_group=layers.take("socket_group", None),
+        store_limit_bytes=layers.size("store_limit", 0, minimum=0, share_of=_disk_bytes(layers, root), why="no limit"),
         mlock=layers.take("mlock", policy, policy_why),
         log_limit_bytes=layers.size("log_limit", defaults.log_limit_bytes, minimum=_MIN_LOG_BYTES),
         stop_grace_s=layers.take("stop_grace_s", defaults.stop_grace_s),
@@ -226,6 +227,11 @@ def _binary(layers: _Layers, key: str) -> Path | None:
     if text is None or "/" not in text:
         return Path(text) if text else None
     return layers.path(key, Path(text))
+
+
+def _disk_bytes(layers: _Layers, root: Path) -> int | None:
+    """The size of the store's file system, looked at only if somebody gave a limit."""
+    return host.filesystem_of(root).size_bytes if "store_limit" in layers.values else None
 
 
 def _size_or_share(text: str, share_of: int | None) -> int:

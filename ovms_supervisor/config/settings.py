@@ -48,6 +48,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """What may start (spec/policy.md); None: ``etc/policy.toml`` below the root if there is one."""
     image_budget_bytes: int = msgspec.field(default_factory=_default_image_budget)
     """What resident images may take together."""
+    store_limit_bytes: int = 0
+    """What the store may take on disk before what nobody refers to goes, the least recently used first; 0: no limit."""
     mlock: MlockPolicy = "best-effort"
     """An artifact demands locked memory, the kernel refuses: ``required`` is an error, ``best-effort`` is reported as
     ``degraded``."""

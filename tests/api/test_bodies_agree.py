@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from spec.api import (
     InjectRequest,
     InstanceRequest,
+    PruneRequest,
     PullRequest,
     PushRequest,
     SnapshotRequest,
@@ -64,6 +65,7 @@ _BODIES: dict[type[msgspec.Struct], st.SearchStrategy[Any]] = {
     ),
     InstanceRequest: _values,
     SnapshotRequest: st.fixed_dictionaries({"instance_id": st.just("web")}, optional={"tag": _values}),
+    PruneRequest: st.fixed_dictionaries({}, optional={"all": _scalars, "dry_run": _scalars, "other": _scalars}),
     WarmRequest: st.fixed_dictionaries(
         {"manifest": st.just("demo:1"), "count": _scalars}, optional={"min": _scalars, "max": _scalars}
     ),

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
-from ovms_supervisor.api import events, instances, logs, pulls, pushes, service, warm
+from ovms_supervisor.api import events, instances, logs, pulls, pushes, service, store, warm
 from spec import api, instance
 from spec.api import MAX_INJECT_BYTES
 from tests.api.document import document, operations, resolve, violations
@@ -125,7 +125,7 @@ def test_the_judge_finds_what_is_wrong() -> None:
 def test_every_route_is_in_the_document_and_the_other_way_round() -> None:
     routes = {
         (route.method, route.path)
-        for module in (instances, warm, pulls, pushes, logs, events, service)
+        for module in (instances, warm, pulls, pushes, store, logs, events, service)
         for route in module.routes
     }
     assert routes == {(operation.method, operation.template) for operation in operations()}

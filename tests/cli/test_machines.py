@@ -306,3 +306,46 @@ def test_doctor_finds_what_keeps_machines_from_running(ovm: Ovm) -> None:
     assert "fail  image directory" in result.out
     assert "fail  runtime qemu" in result.out
     assert "no machine can run here" in result.err
+
+
+def test_images_are_listed_and_freed_with_the_daemon_or_without_its_end(host: Ovm) -> None:
+    first = host.ok("run", "demo:base").strip()
+    host.ok("snapshot", first, "-t", "demo:warm")
+    [image] = host.json("images")
+    assert (image["references"], image["users"]) == (["demo:warm"], 1)
+    assert "demo:warm" in host.ok("images")
+    result = host("images", "--free", image["digest"][:20])
+    assert (result.code, result.raw) == (1, b"")
+    assert "users" in result.err
+    assert host.ok("images", "--free") == "", "in use, and nobody insisted"
+    host.ok("rm", "-f", first)
+    assert host.ok("images", "-q").strip() == image["digest"]
+    assert host.ok("images", "--free").strip() == image["digest"]
+    second = host.ok("run", "demo:warm").strip()
+    third = host.ok("run", "demo:warm").strip()
+    stopped = host("serve", "--stop", "--free")
+    assert stopped.code == 0
+    assert "freed 0 RAM images; 1 stay" in stopped.err
+    host.ok("serve", "--detach")
+    host.ok("rm", "-f", second, third)
+    assert "freed 1 RAM image" in host("serve", "--stop", "--free").err
+    images = Path(host.environment["OVMS_IMAGE_DIR"])
+    assert not list(images.glob("sha256-*"))
+    assert host("serve", "--free").code == 2
+
+
+def test_prune_with_and_without_a_daemon(host: Ovm, guest_kernel: Path) -> None:
+    assert host.ok("prune") == ""
+    old = host.json("ls")[0]["digest"]
+    host.ok("pack", "-t", "demo:base", "--kernel", str(guest_kernel), "--memory=64M")
+    assert old in host.ok("prune", "--dry-run").split()
+    assert old in [each["digest"] for each in host.json("ls")]
+    machine = host.ok("run", old).strip()
+    assert old not in host.ok("prune", "--all").split(), "a machine runs on it"
+    host.ok("serve", "--stop")
+    assert old not in host.ok("prune", "--all").split(), "also while no daemon does"
+    host.ok("serve", "--detach")
+    host.ok("rm", "-f", machine)
+    reply = host.json("prune")
+    assert old in [each["what"] for each in reply["removed"]]
+    assert [each["reference"] for each in host.json("ls")] == ["demo:base"]

@@ -8,7 +8,7 @@ import click
 
 from ovms_supervisor.cli import background, output
 from ovms_supervisor.cli.grammar import OvmCommand
-from ovms_supervisor.cli.invocation import Invocation, pass_invocation
+from ovms_supervisor.cli.invocation import Invocation, pass_invocation, run_async
 from spec.errors import DaemonRunning, DaemonUnreachable
 
 _STOP_LIMIT_S = 60.0
@@ -17,7 +17,7 @@ _STOP_LIMIT_S = 60.0
 @click.command(
     "serve",
     cls=OvmCommand,
-    examples=["ovm serve", "ovm serve --detach", "ovm serve --on-exit stop", "ovm serve --stop"],
+    examples=["ovm serve", "ovm serve --detach", "ovm serve --on-exit stop", "ovm serve --stop --free"],
 )
 @click.option(
     "--on-exit",
@@ -26,9 +26,12 @@ _STOP_LIMIT_S = 60.0
 )
 @click.option("-d", "--detach", is_flag=True, help="Start it in the background, print its pid and return.")
 @click.option("--stop", "end", is_flag=True, help="End the daemon that listens on the socket, and print its pid.")
+@click.option("--free", "freeing", is_flag=True, help="With --stop: free the RAM images that no machine uses, too.")
 @click.option("--background", "behind", is_flag=True, hidden=True)
 @pass_invocation
-def serve_command(invocation: Invocation, on_exit: str | None, detach: bool, end: bool, behind: bool) -> None:
+def serve_command(
+    invocation: Invocation, on_exit: str | None, detach: bool, end: bool, freeing: bool, behind: bool
+) -> None:
     """Run the daemon, in the foreground until SIGTERM or Ctrl-C.
 
     'ovm run' starts one in the background by itself if none listens. Machines and their consoles outlive the daemon;
@@ -36,9 +39,13 @@ def serve_command(invocation: Invocation, on_exit: str | None, detach: bool, end
     """
     if detach and end:
         raise click.UsageError("--detach and --stop exclude each other")
+    if freeing and not end:
+        raise click.UsageError("--free goes with --stop; 'ovm images --free' lets the daemon run")
     if on_exit is not None:
         invocation.flags["on_exit"] = on_exit
     if end:
+        if freeing:
+            _free(invocation)
         _stop(invocation)
     elif detach:
         _detach(invocation)
@@ -66,6 +73,20 @@ def _detach(invocation: Invocation) -> None:
     else:
         output.data(str(pid))
         output.message(f"the daemon listens on {settings.socket}, log {background.log_file(settings)}")
+
+
+def _free(invocation: Invocation) -> None:
+    """Before the daemon ends: it alone knows what is in use."""
+    from ovms_supervisor.cli.commands.images import free
+
+    async def ask() -> tuple[int, int]:
+        async with invocation.client() as client:
+            images = await client.images()
+            return len(images), len(await free(client, images, strict=False))
+
+    there, freed = run_async(ask)
+    in_use = f"; {there - freed} stay, since machines use them" if there > freed else ""
+    output.message(f"freed {freed} RAM image{'' if freed == 1 else 's'}{in_use}")
 
 
 def _stop(invocation: Invocation) -> None:
