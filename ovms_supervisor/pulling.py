@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from weakref import WeakValueDictionary
 
 from anyio.to_thread import run_sync
@@ -18,6 +20,7 @@ from cache.store import Store
 from ovms_supervisor.config import Settings
 from ovms_supervisor.events import EventHub
 from ovms_supervisor.registries import access_of
+from ovms_supervisor.residency import Residency
 from ovms_supervisor.transfer_events import TransferEvents
 from spec.api import PullPolicy, PullReply
 from spec.digest import Digest
@@ -34,22 +37,34 @@ class Pulling:
         store: Store,
         events: EventHub,
         platform: Callable[[], Awaitable[HostPlatform]],
-        sink_for: SinkFor = no_sink,
+        residency: Residency,
     ) -> None:
-        """``sink_for``: who works on blobs while they are downloaded."""
+        """No I/O."""
         self._settings, self._store, self._events = settings, store, events
-        self._platform, self._sink_for = platform, sink_for
+        self._platform, self._residency = platform, residency
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def find(self, reference: Reference, policy: PullPolicy) -> Digest:
-        """The artifact of a reference with a registry, pulled if the policy says so.
+        """The artifact of a reference with a registry, pulled if the policy says so, to be started at once.
 
         Raises ArtifactNotFound and what pulling raises.
         """
-        return (await self._found(reference) if policy == "never" else await self.pull(reference, policy)).digest
+        found = self._found(reference) if policy == "never" else self._turn(reference, policy, self._residency.sink_for)
+        return (await found).digest
 
-    async def pull(self, reference: Reference, policy: PullPolicy = "always") -> Pulled:
-        """Have the artifact in the store. Raises what ``cache.registry.pull`` raises."""
+    async def pull(self, reference: Reference, policy: PullPolicy = "always", *, resident: bool = False) -> Pulled:
+        """Have the artifact in the store, and with ``resident`` its RAM image in memory, made while it arrives.
+
+        Raises what ``cache.registry.pull`` raises, and ``ResidentImages.lease``; then the artifact may be there.
+        """
+        began_s = time.monotonic()
+        pulled = await self._turn(reference, policy, self._residency.sink_for if resident else no_sink)
+        size_bytes = await self._residency.ensure(pulled.digest) if resident else None
+        if size_bytes is None:
+            return pulled
+        return replace(pulled, resident_ms=(time.monotonic() - began_s) * 1000, resident_bytes=size_bytes)
+
+    async def _turn(self, reference: Reference, policy: PullPolicy, sink_for: SinkFor) -> Pulled:
         turn = self._turns.setdefault(str(reference), asyncio.Lock())
         async with turn:  # who waited for the same finds it there, or has little left to do
             if policy == "missing":
@@ -57,7 +72,7 @@ class Pulling:
                     return await self._found(reference)
                 except ArtifactNotFound:
                     pass
-            return await self._pull(reference)
+            return await self._pull(reference, sink_for)
 
     async def _found(self, reference: Reference) -> Pulled:
         def look() -> Artifact:
@@ -75,11 +90,11 @@ class Pulling:
             total_ms=0.0,
         )
 
-    async def _pull(self, reference: Reference) -> Pulled:
+    async def _pull(self, reference: Reference, sink_for: SinkFor) -> Pulled:
         telling = TransferEvents(self._events, "pull", reference)
         options = PullOptions(
             platform=self._platform,
-            downloads=Downloads(report=telling.report, sink_for=self._sink_for),
+            downloads=Downloads(report=telling.report, sink_for=sink_for),
             begin=telling.begin,
         )
         with telling.failures():
@@ -108,4 +123,6 @@ def reply_of(pulled: Pulled) -> PullReply:
         there_bytes=pulled.there_bytes,
         total_ms=pulled.total_ms,
         mb_per_s=pulled.mb_per_s,
+        resident_ms=pulled.resident_ms,
+        resident_bytes=pulled.resident_bytes,
     )

@@ -21,7 +21,6 @@ from anyio.to_thread import run_sync
 
 from cache.registry.pull import Pulled
 from cache.registry.push import Pushed
-from cache.registry.sink import BlobSink
 from cache.resident import ResidentImages
 from cache.store import Store
 from cache.trust.gate import Gate
@@ -48,13 +47,12 @@ from ovms_supervisor.pool import Pool
 from ovms_supervisor.pulling import Pulling
 from ovms_supervisor.pushing import Pushing
 from ovms_supervisor.readiness import host_troubles
+from ovms_supervisor.residency import Residency
 from ovms_supervisor.roster import Roster
-from spec import media_types
 from spec.api import MmioWrite, PullPolicy, SnapshotReply, StartRequest, WarmPool, WarmRequest
 from spec.digest import parse_digest
 from spec.errors import Busy, CapacityExceeded, Conflict, InstanceNotFound, InvalidReference, WrongState
 from spec.instance import InstanceState, is_live
-from spec.oci import Descriptor
 from spec.reference import DigestSource, Reference
 from vmm.driver import Driver, RuntimeName
 
@@ -87,7 +85,7 @@ class Supervisor:
             runtimes=runtimes,
             capacity=Capacity(layout.image_dir),
             events=self.events,
-            pulling=Pulling(settings, store, self.events, runtimes.platform, partial(_arriving, images)),
+            pulling=Pulling(settings, store, self.events, runtimes.platform, Residency(images, store)),
         )
         self._pushing = Pushing(settings, store, self.events)
         self._roster = Roster()
@@ -155,15 +153,16 @@ class Supervisor:
             raise Conflict("the daemon is ending and starts nothing any more", remedy="Start it on the next daemon.")
         return await owned(self._tasks, partial(self._start, request), "start")
 
-    async def pull(self, reference: Reference, policy: PullPolicy) -> Pulled:
-        """Have the artifact of a reference with a registry in the store.
+    async def pull(self, reference: Reference, policy: PullPolicy, *, resident: bool = False) -> Pulled:
+        """Have the artifact of a reference with a registry in the store, and with ``resident`` its RAM in memory.
 
         Raises ArtifactNotFound, Corrupt*, InvalidManifest, UnsupportedManifest, NoSpace, RegistryError and its kinds.
         """
         if self._draining:
             raise Conflict("the daemon is ending and pulls nothing any more")
         try:
-            return await owned(self._tasks, partial(self._host.pulling.pull, reference, policy), "pull")
+            work = partial(self._host.pulling.pull, reference, policy, resident=resident)
+            return await owned(self._tasks, work, "pull")
         finally:
             self.housekeeping.grown()
 
@@ -325,8 +324,3 @@ class Supervisor:
             self._snapshots.pop(instance.id).set()
             self.housekeeping.grown()
         return await self._pushing.push_snapshot(made, reference) if push else made
-
-
-def _arriving(images: ResidentImages, blob: Descriptor) -> BlobSink | None:
-    """Who takes a blob while it is downloaded: a RAM snapshot is resident as soon as it is here."""
-    return images.arrival(blob) if blob.media_type == media_types.RAMSNAP else None

@@ -93,6 +93,8 @@ class PullRequest(_Request, frozen=True, kw_only=True):
     reference: Annotated[str, Meta(min_length=1, max_length=512)]
     policy: Literal["missing", "always"] = "always"
     wait: bool = True
+    resident: bool = False
+    """Make its RAM image resident, too, if it has one: decoded while it arrives."""
 
 
 class PullReply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -112,6 +114,9 @@ class PullReply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What was in the store."""
     total_ms: float | None = None
     mb_per_s: float | None = None
+    resident_ms: float | None = None
+    """Until the RAM image was resident, if that was asked for and there is one."""
+    resident_bytes: int | None = None
 
 
 class PushRequest(_Request, frozen=True, kw_only=True):

@@ -63,6 +63,10 @@ class Pulled:
     """Of blobs that were in the store."""
     blobs: int
     total_ms: float
+    resident_ms: float | None = None
+    """From the first request until its RAM image was resident, too, if that was asked for and there is one."""
+    resident_bytes: int | None = None
+    """The size of that image."""
 
     @property
     def mb_per_s(self) -> float:

@@ -24,8 +24,10 @@ def names_registry(source: str) -> bool:
     return isinstance(parsed, Reference) and parsed.registry is not None
 
 
-async def pull_through_daemon(invocation: Invocation, source: str, policy: Literal["missing", "always"]) -> str:
-    """Have it in the daemon's store; returns what to start from there."""
+async def pull_through_daemon(
+    invocation: Invocation, source: str, policy: Literal["missing", "always"], *, resident: bool
+) -> str:
+    """Have it in the daemon's store, and with ``resident`` its RAM in memory; returns what to start from there."""
     from spec.reference import parse_reference
 
     parsed = parse_reference(source)
@@ -34,11 +36,15 @@ async def pull_through_daemon(invocation: Invocation, source: str, policy: Liter
         async with invocation.client() as client:
             try:
                 async with watched(client, "pull", reference, display):
-                    reply = await client.pull(reference, policy=policy)
+                    reply = await client.pull(reference, policy=policy, resident=resident)
             except asyncio.CancelledError:
                 output.message("ovm: interrupted; the daemon goes on pulling")
                 raise
     if reply.network_bytes and not invocation.json:
-        output.message(f"pulled {format_size(reply.network_bytes)} in {(reply.total_ms or 0) / 1e3:.2f} s")
+        told = f"pulled {format_size(reply.network_bytes)} in {(reply.total_ms or 0) / 1e3:.2f} s"
+        told += f" ({reply.mb_per_s or 0:.0f} MB/s)"
+        if reply.resident_ms is not None:
+            told += f", RAM resident after {reply.resident_ms / 1e3:.2f} s"
+        output.message(told)
     # What an index was resolved to has the name, but not the digest of the index.
     return str(reply.digest) if reply.index and parsed.digest else source

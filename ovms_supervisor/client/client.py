@@ -92,10 +92,18 @@ class Client:
         return await self._connection.call("POST", "/start", StartReply, body=request, query=query, limit_s=limit_s)
 
     async def pull(
-        self, reference: str, *, policy: Literal["missing", "always"] = "always", wait: bool = True
+        self,
+        reference: str,
+        *,
+        policy: Literal["missing", "always"] = "always",
+        wait: bool = True,
+        resident: bool = False,
     ) -> PullReply:
-        """Have an artifact of a registry in the daemon's store; takes as long as it takes, unless without ``wait``."""
-        body = PullRequest(reference=reference, policy=policy, wait=wait)
+        """Have an artifact of a registry in the daemon's store; takes as long as it takes, unless without ``wait``.
+
+        With ``resident`` its RAM image is made in memory while it arrives: a start then need not wait for it.
+        """
+        body = PullRequest(reference=reference, policy=policy, wait=wait, resident=resident)
         return await self._connection.call("POST", "/pull", PullReply, body=body, limit_s=None if wait else ANSWER_S)
 
     async def push(self, reference: str, *, source: str | None = None, wait: bool = True) -> PushReply:

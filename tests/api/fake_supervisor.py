@@ -164,8 +164,8 @@ class FakeSupervisor:
         await instance.console.close(None)
         del self._instances[instance.id]
 
-    async def pull(self, reference: Reference, policy: str) -> Pulled:
-        await self._change(f"pull {reference} {policy}")
+    async def pull(self, reference: Reference, policy: str, *, resident: bool) -> Pulled:
+        await self._change(f"pull {reference} {policy}{' resident' if resident else ''}")
         self.events.publish("pull.done", reference=str(reference))
         return Pulled(
             reference=reference,
@@ -176,6 +176,8 @@ class FakeSupervisor:
             there_bytes=5,
             blobs=4,
             total_ms=1000.0,
+            resident_ms=1100.0 if resident else None,
+            resident_bytes=1 << 28 if resident else None,
         )
 
     async def push(self, source: object, reference: Reference) -> Pushed:

@@ -22,6 +22,12 @@ async def test_a_pull_is_told_with_its_figures(client: Client, supervisor: FakeS
     assert supervisor.calls == [f"pull {REFERENCE} always", f"pull {REFERENCE}@{DIGEST} missing"]
 
 
+async def test_a_pull_can_make_the_image_resident(client: Client, supervisor: FakeSupervisor) -> None:
+    reply = await client.pull(REFERENCE, resident=True)
+    assert (reply.resident_ms, reply.resident_bytes) == (1100.0, 1 << 28)
+    assert supervisor.calls == [f"pull {REFERENCE} always resident"]
+
+
 async def test_without_waiting_the_events_tell_the_end(client: Client, supervisor: FakeSupervisor) -> None:
     supervisor.hold.clear()
     reply = await client.pull(REFERENCE, wait=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +13,7 @@ from cache.artifact import Artifact
 from cache.pack import PackRequest, pack
 from cache.store import Store
 from spec.api import Overrides, PullPolicy, StartRequest
+from spec.digest import parse_digest
 from spec.errors import ArtifactNotFound, RegistryUnreachable
 from spec.instance import InstanceState
 from spec.reference import parse_reference
@@ -91,6 +93,68 @@ async def test_what_cannot_be_had_starts_nothing(site: Site, registry: SmallRegi
         with pytest.raises(RegistryUnreachable):
             await supervisor.start(request(registry))
         assert not supervisor.instances()
+
+
+async def not_from_the_store(*_: object) -> None:
+    raise AssertionError("the image is made while it arrives")
+
+
+async def other_host(site: Site, registry: SmallRegistry) -> dict[str, Any]:
+    """The settings of a second host; of the first one, a snapshot is in the registry as ``app:warm``."""
+    async with site.daemon() as supervisor:
+        original = await supervisor.start(StartRequest(manifest="guest:plain", overrides=Overrides()))
+        await original.wait_for(RUNNING)
+        reply = await supervisor.snapshot(original, "warm")
+        store = supervisor._host.store
+        artifact = await asyncio.to_thread(store.artifact, parse_digest(reply.snapshot_ref))
+        registry.add_manifest(artifact.oci_bytes, "warm")
+        for blob in artifact.blobs:
+            registry.add_blob(await asyncio.to_thread(store.blob_path(blob.content_digest).read_bytes))
+    root = site.directory / "second"
+    await asyncio.to_thread(Store(root).create)
+    return {"root": root, "run_dir": site.directory / "second-run", "image_dir": site.directory / "second-images"}
+
+
+async def test_a_snapshot_is_resident_when_it_has_arrived(
+    site: Site, registry: SmallRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    second = await other_host(site, registry)
+
+    monkeypatch.setattr("cache.resident.loader.Loader.load", not_from_the_store)
+    async with site.daemon(**second) as supervisor:
+        pulled = await supervisor.pull(parse_reference(f"{registry.host}/app:warm"), "always", resident=True)
+        assert pulled.resident_ms is not None
+        assert pulled.resident_bytes == GUEST_MEMORY
+        assert supervisor._host.images.figures().images == 1
+        clone = await supervisor.start(request(registry, "never", "app:warm"))
+        assert await clone.wait_for(RUNNING) is RUNNING
+        assert clone.record.boot == "restore"
+
+
+async def test_a_start_of_what_is_elsewhere_reads_it_once(
+    site: Site, registry: SmallRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    second = await other_host(site, registry)
+    monkeypatch.setattr("cache.resident.loader.Loader.load", not_from_the_store)
+    async with site.daemon(**second) as supervisor:
+        clone = await supervisor.start(request(registry, what="app:warm"))
+        assert await clone.wait_for(RUNNING) is RUNNING
+
+
+async def test_a_pull_alone_takes_no_memory(site: Site, registry: SmallRegistry) -> None:
+    second = await other_host(site, registry)
+    reference = parse_reference(f"{registry.host}/app:warm")
+    async with site.daemon(**second) as supervisor:
+        assert (await supervisor.pull(reference, "always")).resident_ms is None
+        assert supervisor._host.images.figures().images == 0
+        pulled = await supervisor.pull(reference, "missing", resident=True)  # then from the store
+        assert (pulled.network_bytes, pulled.resident_bytes) == (0, GUEST_MEMORY)
+
+
+async def test_without_a_snapshot_nothing_is_resident(site: Site, registry: SmallRegistry, app: Artifact) -> None:
+    async with site.daemon() as supervisor:
+        pulled = await supervisor.pull(parse_reference(f"{registry.host}/app:1"), "always", resident=True)
+        assert pulled.resident_ms is None
 
 
 async def test_events_tell_the_story(site: Site, registry: SmallRegistry, app: Artifact) -> None:

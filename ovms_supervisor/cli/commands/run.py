@@ -88,7 +88,7 @@ def run_command(
     names = [name] if count == 1 else [f"{name}-{n}" if name else None for n in range(1, count + 1)]
     background.ensure(invocation)
     if pull != "never" and names_registry(source):
-        manifest = run_async(lambda: pull_through_daemon(invocation, source, pull))
+        manifest = run_async(lambda: pull_through_daemon(invocation, source, pull, resident=not cold))
     else:
         manifest = source
     requests = [
