@@ -1,6 +1,16 @@
 """The rows, in the order of the table."""
 
 from scripts.benchmarks.row import Row
-from scripts.benchmarks.rows import burst, control_plane, fan_out, layer, load, pause, start
+from scripts.benchmarks.rows import burst, claim, control_plane, density, fan_out, layer, load, pause, start
 
-ALL: tuple[Row, ...] = (start.ROW, burst.ROW, load.ROW, pause.ROW, layer.ROW, control_plane.ROW, fan_out.ROW)
+ALL: tuple[Row, ...] = (
+    start.ROW,
+    claim.ROW,
+    burst.ROW,
+    density.ROW,
+    load.ROW,
+    pause.ROW,
+    layer.ROW,
+    control_plane.ROW,
+    fan_out.ROW,
+)

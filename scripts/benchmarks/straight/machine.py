@@ -19,6 +19,12 @@ class Straight(Protocol):
     def start(self) -> None:
         """Until its guest goes on; this is what is timed."""
 
+    def pause(self) -> None:
+        """Let it stand still."""
+
+    def resume(self) -> None:
+        """Let it go on."""
+
     def end(self) -> None:
         """Kill it and tidy up."""
 
