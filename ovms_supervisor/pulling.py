@@ -17,6 +17,8 @@ from cache.registry.index_choice import HostPlatform
 from cache.registry.pull import Pulled, PullOptions, pull
 from cache.registry.sink import SinkFor, no_sink
 from cache.store import Store
+from cache.trust.gate import Gate
+from cache.trust.on_pull import pulled_signatures
 from ovms_supervisor.config import Settings
 from ovms_supervisor.events import EventHub
 from ovms_supervisor.registries import access_of
@@ -37,25 +39,32 @@ class Pulling:
         store: Store,
         events: EventHub,
         platform: Callable[[], Awaitable[HostPlatform]],
+        gate: Gate,
         residency: Residency,
     ) -> None:
         """No I/O."""
         self._settings, self._store, self._events = settings, store, events
         self._platform, self._residency = platform, residency
+        self._gate = gate if settings.verify_on_pull else None
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
-    async def find(self, reference: Reference, policy: PullPolicy) -> Digest:
+    async def find(self, reference: Reference, policy: PullPolicy, *, ram_snapshot: bool) -> Digest:
         """The artifact of a reference with a registry, pulled if the policy says so, to be started at once.
+
+        ``ram_snapshot``: whether its RAM is to be used, so that the rules for that count already at the pull.
 
         Raises ArtifactNotFound and what pulling raises.
         """
-        found = self._found(reference) if policy == "never" else self._turn(reference, policy, self._residency.sink_for)
-        return (await found).digest
+        if policy == "never":
+            return (await self._found(reference)).digest
+        sink_for = self._residency.sink_for
+        return (await self._turn(reference, policy, sink_for, ram_snapshot=ram_snapshot)).digest
 
     async def pull(self, reference: Reference, policy: PullPolicy = "always", *, resident: bool = False) -> Pulled:
         """Have the artifact in the store, and with ``resident`` its RAM image in memory, made while it arrives.
 
-        Raises what ``cache.registry.pull`` raises, and ``ResidentImages.lease``; then the artifact may be there.
+        Its signatures come with it; the policy is asked before blobs are fetched, if that is configured. Raises what
+        ``cache.registry.pull`` raises, and ``ResidentImages.lease``; then the artifact may be there.
         """
         began_s = time.monotonic()
         pulled = await self._turn(reference, policy, self._residency.sink_for if resident else no_sink)
@@ -64,7 +73,9 @@ class Pulling:
             return pulled
         return replace(pulled, resident_ms=(time.monotonic() - began_s) * 1000, resident_bytes=size_bytes)
 
-    async def _turn(self, reference: Reference, policy: PullPolicy, sink_for: SinkFor) -> Pulled:
+    async def _turn(
+        self, reference: Reference, policy: PullPolicy, sink_for: SinkFor, *, ram_snapshot: bool = True
+    ) -> Pulled:
         turn = self._turns.setdefault(str(reference), asyncio.Lock())
         async with turn:  # who waited for the same finds it there, or has little left to do
             if policy == "missing":
@@ -72,7 +83,7 @@ class Pulling:
                     return await self._found(reference)
                 except ArtifactNotFound:
                     pass
-            return await self._pull(reference, sink_for)
+            return await self._pull(reference, sink_for, ram_snapshot)
 
     async def _found(self, reference: Reference) -> Pulled:
         def look() -> Artifact:
@@ -90,7 +101,7 @@ class Pulling:
             total_ms=0.0,
         )
 
-    async def _pull(self, reference: Reference, sink_for: SinkFor) -> Pulled:
+    async def _pull(self, reference: Reference, sink_for: SinkFor, ram_snapshot: bool) -> Pulled:
         telling = TransferEvents(self._events, "pull", reference)
         options = PullOptions(
             platform=self._platform,
@@ -98,8 +109,13 @@ class Pulling:
             begin=telling.begin,
         )
         with telling.failures():
-            async with open_registries(access_of(self._settings)) as registries:
+            async with (
+                open_registries(access_of(self._settings)) as registries,
+                pulled_signatures(self._store, self._gate, reference, ram_snapshot=ram_snapshot) as signatures,
+            ):
+                options = replace(options, approve=signatures.approve)
                 pulled = await pull(self._store, registries.repository(reference), reference, options)
+                await signatures.keep(pulled.digest)
         telling.done(
             digest=pulled.digest,
             network_bytes=pulled.network_bytes,

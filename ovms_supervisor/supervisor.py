@@ -75,17 +75,18 @@ class Supervisor:
         layout = Layout.of(settings)
         self.events = EventHub()
         runtimes = Runtimes(drivers)
+        gate = Gate(store, PolicySource(settings.root, settings.policy))
         self._host = Host(
             settings=settings,
             layout=layout,
             store=store,
             images=images,
-            gate=Gate(store, PolicySource(settings.root, settings.policy)),
+            gate=gate,
             drivers=drivers,
             runtimes=runtimes,
             capacity=Capacity(layout.image_dir),
             events=self.events,
-            pulling=Pulling(settings, store, self.events, runtimes.platform, Residency(images, store)),
+            pulling=Pulling(settings, store, self.events, runtimes.platform, gate, Residency(images, store)),
         )
         self._pushing = Pushing(settings, store, self.events)
         self._roster = Roster()

@@ -52,6 +52,7 @@ class Document(_Part, frozen=True, kw_only=True):
     image_dir: str | UnsetType = UNSET
     image_budget: Size | UnsetType = UNSET
     policy: str | UnsetType = UNSET
+    verify_on_pull: bool | UnsetType = UNSET
     mlock: MlockPolicy | UnsetType = UNSET
     log_limit: Size | UnsetType = UNSET
     stop_grace_s: Annotated[float, Meta(ge=0, le=3600)] | UnsetType = UNSET

@@ -46,6 +46,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """The group that may use the socket (mode 0660); None: only the daemon's own user (0600)."""
     policy: Path | None = None
     """What may start (spec/policy.md); None: ``etc/policy.toml`` below the root if there is one."""
+    verify_on_pull: bool = True
+    """Whether a pull asks the policy before it fetches blobs; a start asks it in any case."""
     image_budget_bytes: int = msgspec.field(default_factory=_default_image_budget)
     """What resident images may take together."""
     store_limit_bytes: int = 0

@@ -31,7 +31,8 @@ async def resolve(host: Host, request: StartRequest, claim: Claim | None = None)
     """
     source = parse_source(request.manifest)
     if isinstance(source, Reference) and source.registry is not None:
-        digest = await host.pulling.find(source, request.pull)
+        may_restore = request.overrides.boot != "cold"
+        digest = await host.pulling.find(source, request.pull, ram_snapshot=may_restore)
         return Resolved(request, await to_thread.run_sync(_claimed, host.store.artifact, digest, claim))
     return Resolved(request, await to_thread.run_sync(_claimed, partial(_artifact, host.store), source, claim))
 

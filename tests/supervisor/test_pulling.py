@@ -60,7 +60,7 @@ async def test_what_is_missing_is_pulled_once(site: Site, registry: SmallRegistr
             assert await instance.wait_for(RUNNING) is RUNNING
             assert instance.record.manifest.digest == app.digest
             assert instance.record.manifest.ref == f"{registry.host}/app:1"
-    assert len(registry.seen("/manifests/")) == 1
+    assert len(registry.seen("/manifests/1")) == 1
     assert len(registry.seen("/blobs/")) == 2, "manifest.json and kernel"
 
 

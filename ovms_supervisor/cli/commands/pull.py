@@ -30,9 +30,16 @@ if TYPE_CHECKING:
 )
 @click.argument("reference", type=REMOTE, metavar="REF")
 @click.option("--plain-http", is_flag=True, help="Speak to this registry without TLS; on loopback that is the default.")
+@click.option(
+    "--verify/--no-verify",
+    default=None,
+    help="Whether the policy is asked before blobs are fetched; default: verify_on_pull. A start asks it in any case.",
+)
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
 @pass_invocation
-def pull_command(invocation: Invocation, reference: Reference, plain_http: bool, quiet: bool) -> None:
+def pull_command(
+    invocation: Invocation, reference: Reference, plain_http: bool, verify: bool | None, quiet: bool
+) -> None:
     """Fetch an artifact from a registry into the local store and print its digest.
 
     REF is HOST[:PORT]/NAME[:TAG] or HOST[:PORT]/NAME@sha256:…; no daemon is needed. What is there is not fetched, and
@@ -41,7 +48,8 @@ def pull_command(invocation: Invocation, reference: Reference, plain_http: bool,
     settings, store = invocation.settings, invocation.store()
     hosts = (reference.registry or "",) if plain_http else ()
     with transfer_display(quiet=quiet or invocation.json) as display:
-        pulled = run_async(lambda: _pull(settings, store, reference, hosts, display))
+        asked = settings.verify_on_pull if verify is None else verify
+        pulled = run_async(lambda: _pull(settings, store, reference, hosts, asked, display))
     if invocation.json:
         from ovms_supervisor.pulling import reply_of
 
@@ -53,11 +61,19 @@ def pull_command(invocation: Invocation, reference: Reference, plain_http: bool,
 
 
 async def _pull(
-    settings: Settings, store: Store, reference: Reference, hosts: tuple[str, ...], display: TransferDisplay
+    settings: Settings,
+    store: Store,
+    reference: Reference,
+    hosts: tuple[str, ...],
+    verify: bool,
+    display: TransferDisplay,
 ) -> Pulled:
     from cache.registry.access import open_registries
     from cache.registry.download import Downloads
     from cache.registry.pull import PullOptions, pull, wanted_of
+    from cache.trust.gate import Gate
+    from cache.trust.on_pull import pulled_signatures
+    from cache.trust.policy_source import PolicySource
     from ovms_supervisor.registries import access_of
 
     async def platform() -> HostPlatform:
@@ -66,14 +82,21 @@ async def _pull(
 
         return await Runtimes(drivers(settings.binaries)).platform()
 
-    options = PullOptions(
-        platform=platform,
-        downloads=Downloads(report=display.report),
-        begin=lambda artifact: display.begin(artifact.digest, wanted_of(artifact)),
-    )
+    gate = Gate(store, PolicySource(settings.root, settings.policy)) if verify else None
     try:
-        async with open_registries(access_of(settings, plain_http=hosts)) as registries:
-            return await pull(store, registries.repository(reference), reference, options)
+        async with (
+            open_registries(access_of(settings, plain_http=hosts)) as registries,
+            pulled_signatures(store, gate, reference) as signatures,
+        ):
+            options = PullOptions(
+                platform=platform,
+                downloads=Downloads(report=display.report),
+                approve=signatures.approve,
+                begin=lambda artifact: display.begin(artifact.digest, wanted_of(artifact)),
+            )
+            pulled = await pull(store, registries.repository(reference), reference, options)
+            await signatures.keep(pulled.digest)
+            return pulled
     except asyncio.CancelledError:
         output.message("ovm: interrupted; what has arrived is kept for the next pull")
         raise

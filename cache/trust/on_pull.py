@@ -1,0 +1,95 @@
+"""What a pull does about signatures: fetch them, ask the policy before the blobs, and keep them with the artifact."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import Final
+
+import structlog
+
+from cache.artifact import Artifact
+from cache.registry.client import Repository
+from cache.store import Store
+from cache.trust.gate import Gate
+from cache.trust.local_signatures import keep_signatures, local_signatures
+from cache.trust.remote_signatures import remote_signatures
+from cache.trust.signature_manifest import SignatureManifest
+from spec.digest import Digest
+from spec.errors import OvmsError
+from spec.reference import Reference
+
+_log: Final = structlog.get_logger(__name__)
+
+
+class PulledSignatures:
+    """For one pull: :meth:`approve` is its ``approve``, :meth:`keep` comes when the artifact is in the store.
+
+    Made by :func:`pulled_signatures`.
+    """
+
+    def __init__(self, store: Store, gate: Gate | None, reference: Reference, *, ram_snapshot: bool) -> None:
+        self._store, self._gate, self._reference = store, gate, reference
+        self._ram_snapshot = ram_snapshot
+        self._fetching: asyncio.Task[list[SignatureManifest]] | None = None
+
+    async def approve(self, artifact: Artifact, repository: Repository) -> None:
+        """Begin to fetch the signatures, and if the policy is to be asked, ask it.
+
+        Raises PolicyRejected, InvalidPolicy; and RegistryError and its kinds only if signatures are needed to decide.
+        """
+        self._fetching = asyncio.create_task(remote_signatures(repository, artifact.digest), name="fetch signatures")
+        if self._gate is None or self._gate.policy.is_absent():
+            return
+        fetched = await self._fetching
+        gate, digest = self._gate, artifact.digest
+        with_ram = self._ram_snapshot and artifact.manifest.ram_snapshot is not None
+
+        def ask() -> None:
+            def signatures() -> list[SignatureManifest]:
+                return [*fetched, *local_signatures(self._store, digest)]
+
+            decision = gate.decide(digest, self._reference, ram_snapshot=with_ram, signatures=signatures)
+            decision.require(str(self._reference))
+
+        await asyncio.to_thread(ask)
+
+    async def keep(self, digest: Digest) -> int:
+        """Store the signatures beside the artifact; how many manifests were new.
+
+        What can't be had or stored is logged: the artifact is here, and without its signatures no policy that demands
+        one will admit it.
+        """
+        if self._fetching is None:
+            return 0
+        try:
+            return await asyncio.to_thread(self._keep, digest, await self._fetching)
+        except OvmsError as error:
+            _log.warning("the signatures could not be fetched", artifact=str(self._reference), why=error.detail)
+            return 0
+
+    def _keep(self, digest: Digest, signatures: list[SignatureManifest]) -> int:
+        return sum(keep_signatures(self._store, digest, self._reference.name, each) for each in signatures)
+
+    async def close(self) -> None:
+        """Fetch no more."""
+        if self._fetching is not None:
+            self._fetching.cancel()
+            with suppress(asyncio.CancelledError, OvmsError):
+                await self._fetching
+
+
+@asynccontextmanager
+async def pulled_signatures(
+    store: Store, gate: Gate | None, reference: Reference, *, ram_snapshot: bool = True
+) -> AsyncIterator[PulledSignatures]:
+    """For the length of a pull. ``gate``: asked before blobs are fetched; None: nobody is.
+
+    ``ram_snapshot``: whether the RAM of the artifact may be used, so that the rules for it count.
+    """
+    signatures = PulledSignatures(store, gate, reference, ram_snapshot=ram_snapshot)
+    try:
+        yield signatures
+    finally:
+        await signatures.close()
