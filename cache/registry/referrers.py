@@ -12,7 +12,7 @@ import msgspec
 
 from cache.registry.client import Repository
 from cache.registry.referrer_index import find_manifest, listed_referrers
-from spec.digest import Digest, hex_of
+from spec.digest import Digest, digest_of, hex_of
 from spec.errors import ArtifactNotFound, InvalidManifest
 from spec.oci import MAX_MANIFEST_BYTES, Descriptor, decode
 
@@ -65,10 +65,13 @@ async def list_referrers(repository: Repository, subject: Digest, artifact_type:
     return found
 
 
-async def signatures_by_tag(repository: Repository, subject: Digest) -> bytes | None:
-    """The manifest under Cosign's tag for ``subject``; None: there is none. Raises RegistryError and its kinds."""
+async def signatures_by_tag(repository: Repository, subject: Digest) -> Referrer | None:
+    """What is under Cosign's tag for ``subject``; None: nothing.
+
+    Raises RegistryError and its kinds, InvalidManifest.
+    """
     tagged = await find_manifest(repository, signature_tag(subject))
-    return tagged.data if tagged else None
+    return tagged_signatures(tagged.data) if tagged else None
 
 
 async def _opened(repository: Repository, listed: Descriptor, subject: Digest) -> Referrer | None:
@@ -86,9 +89,21 @@ def referrer_of(data: bytes, digest: Digest, subject: Digest) -> Referrer | None
     document = decode(data, _Document, f"the manifest {digest}")
     if document.subject is None or document.subject.digest != subject:
         return None
+    kind = document.artifact_type or (document.config.media_type if document.config else "")
+    return _referrer(data, document, digest, kind)
+
+
+def tagged_signatures(data: bytes) -> Referrer:
+    """A manifest that refers to something by its tag alone; its type is that of its layers. Raises InvalidManifest."""
+    document = decode(data, _Document, "the manifest under a tag for signatures")
+    types = {each.media_type for each in document.layers}
+    return _referrer(data, document, digest_of(data), types.pop() if len(types) == 1 else "")
+
+
+def _referrer(data: bytes, document: _Document, digest: Digest, artifact_type: str) -> Referrer:
     return Referrer(
         digest=digest,
-        artifact_type=document.artifact_type or (document.config.media_type if document.config else ""),
+        artifact_type=artifact_type,
         annotations=document.annotations,
         layers=tuple(document.layers),
         data=data,

@@ -67,10 +67,29 @@ def test_log_in_push_and_log_out(demo: Ovm, registry: str, tmp_path: Path) -> No
     other = demo.json("push", "demo:base", f"{registry}/other/demo:base")
     assert (other["sent_bytes"], other["mounted_bytes"]) == (0, again["there_bytes"])
 
+    _referrers(demo, target, tmp_path)
     assert str(file) in demo("logout", registry).err
     assert json.loads(file.read_text())["auths"] == {}
     assert "not logged in" in demo("logout", registry).err
     assert demo("push", target).code == 1
+
+
+def _referrers(demo: Ovm, target: str, tmp_path: Path) -> None:
+    """Of an artifact that is signed after it was pushed, and pushed again."""
+    assert demo.json("inspect", "--referrers", target)["referrers"] == []
+    demo.ok("generate-key-pair", "--output-key-prefix", str(tmp_path / "team"), COSIGN_PASSWORD="")
+    demo.ok("sign", "--key", str(tmp_path / "team.key"), "demo:base", COSIGN_PASSWORD="")
+    assert "2 signature manifests attached" in demo("push", target).err
+    listed = demo.json("inspect", "--referrers", target)["referrers"]
+    assert [(each["where"], each["kind"]) for each in listed] == [
+        ("local", "signature"),
+        ("local", "signature"),
+        (target.partition("/")[0], "signature"),
+        (target.partition("/")[0], "signature"),
+    ]
+    assert {each["digest"] for each in listed[:2]} == {each["digest"] for each in listed[2:]}
+    assert demo("inspect", "--referrers", f"{target}-missing").code == 1
+    assert demo("inspect", "--referrers", "--raw", target).code == 2
 
 
 def test_wrong_usage(demo: Ovm, registry: str) -> None:

@@ -13,6 +13,7 @@ from ovms_supervisor.cli import output
 from ovms_supervisor.cli.grammar import OvmCommand
 from ovms_supervisor.cli.invocation import Invocation, pass_invocation
 from ovms_supervisor.cli.parameters import STORED
+from ovms_supervisor.cli.referrers import show_referrers
 from spec.errors import OvmsError
 from spec.manifest import unknown_fields
 from spec.sizes import format_size
@@ -30,13 +31,24 @@ if TYPE_CHECKING:
         "ovm inspect demo:base",
         "ovm inspect demo:base --format json | jq .manifest.kernel.args",
         "ovm inspect demo:base --raw | sha256sum",
+        "ovm inspect --referrers registry.example.com/demo/web:warm",
     ],
 )
 @click.argument("source", type=STORED, metavar="REF")
 @click.option("--raw", is_flag=True, help="The bytes of manifest.json exactly as they are stored.")
+@click.option(
+    "--referrers",
+    is_flag=True,
+    help="List signatures, SBOMs and snapshots that refer to it, here and in the registry that REF names.",
+)
 @pass_invocation
-def inspect_command(invocation: Invocation, source: Reference | DigestSource, raw: bool) -> None:
+def inspect_command(invocation: Invocation, source: Reference | DigestSource, raw: bool, referrers: bool) -> None:
     """Show the manifest of an artifact, its layers, what v0.1 does not know of it, and its RAM snapshot."""
+    if referrers:
+        if raw:
+            raise click.UsageError("--raw and --referrers exclude each other")
+        show_referrers(invocation, source)
+        return
     store = invocation.store()
     artifact = store.artifact(store.resolve(source))
     if raw:

@@ -165,9 +165,9 @@ async def test_the_signatures_of_the_store_go_with_it(
     assert len(bundles) == 2
     tagged = await signatures_by_tag(repository, base.digest)
     assert tagged is not None
-    layers = decode_signature_manifest(tagged).layers
+    layers = decode_signature_manifest(tagged.data).layers
     blobs = {each.content_digest: await repository.read_blob(each) for each in layers}
-    found = verify([SignatureManifest(tagged, blobs)], base.digest, named)
+    found = verify([SignatureManifest(tagged.data, blobs)], base.digest, named)
     assert {match.key.name for match in found.matches} == {"0", "1"}, "both signatures are at the tag"
 
 

@@ -236,11 +236,13 @@ async def test_a_site_that_answers_everything_has_no_api(
 async def test_the_signatures_of_cosign_are_a_tag(repository: Repository, subject: Descriptor) -> None:
     assert await signatures_by_tag(repository, subject.content_digest) is None
     layer = Descriptor("application/vnd.dev.cosign.simplesigning.v1+json", digest_of(b"{}"), 2)
-    data = manifest(content=b"{}")
+    data = manifest(kind=layer.media_type, content=b"{}")
     tag = signature_tag(subject.content_digest)
     assert tag == subject.digest.replace(":", "-") + ".sig"
     await push_small(repository, data, [EMPTY, (layer, b"{}")], tag=tag)
-    assert await signatures_by_tag(repository, subject.content_digest) == data
+    found = await signatures_by_tag(repository, subject.content_digest)
+    assert found is not None
+    assert (found.data, found.digest, found.artifact_type) == (data, digest_of(data), layer.media_type)
 
 
 async def test_a_manifest_without_its_blobs_is_refused(repository: Repository) -> None:
