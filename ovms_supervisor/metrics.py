@@ -49,6 +49,7 @@ class Metrics:
         self._resident = images
         self._memory_read_at = float("-inf")
         self._log_totals = (0, 0)
+        self._of_requests: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         self._instances = Gauge("ovms_instances", "Instances by state.", ["state"], registry=registry)
@@ -121,8 +122,13 @@ class Metrics:
 
     def observe_request(self, method: str, route: str, status: int, seconds: float) -> None:
         """A request was answered; ``route`` is the pattern, not the path."""
-        self._requests.labels(method if method in _METHODS else "other", route, str(status)).inc()
-        self._request_seconds.labels(route).observe(seconds)
+        key = (method if method in _METHODS else "other", route, status)
+        figures = self._of_requests.get(key)
+        if figures is None:  # looked up once: to find a child by its labels costs more than to count
+            counter = self._requests.labels(key[0], route, str(status))
+            figures = self._of_requests[key] = (counter, self._request_seconds.labels(route))
+        figures[0].inc()
+        figures[1].observe(seconds)
 
     async def render(self, supervisor: Supervisor) -> bytes:
         """The exposition text, with everything that is only known at the moment of asking."""

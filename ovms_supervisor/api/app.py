@@ -6,12 +6,12 @@ from aiohttp import web
 
 from ovms_supervisor.api import events, instances, logs, pulls, pushes, service, store, warm
 from ovms_supervisor.api.context import CONTEXT, Context
-from ovms_supervisor.api.middleware import name_reply, observed, problems
+from ovms_supervisor.api.middleware import name_reply, observed
 
 
 def create_app(context: Context) -> web.Application:
     """The API of one daemon. It stops in this order: waiting and streams end, then changes under way."""
-    app = web.Application(middlewares=[observed, problems])
+    app = web.Application(middlewares=[observed])
     app[CONTEXT] = context
     for module in (instances, warm, pulls, pushes, store, logs, events, service):
         app.add_routes(module.routes)

@@ -26,7 +26,7 @@ async def read_body(request: web.Request, kind: type[T], *, max_bytes: int = MAX
     """
     if (request.content_length or 0) > max_bytes:
         raise _too_large(max_bytes, request.content_length or 0)
-    body = bytearray()
+    body = bytearray()  # not request.read(): its limit is the application's, not the endpoint's
     async for chunk in request.content.iter_any():
         body += chunk
         if len(body) > max_bytes:
@@ -58,6 +58,8 @@ class Query:
 
     def __init__(self, request: web.Request, *known: str) -> None:
         self._values: dict[str, str] = {}
+        if not request.rel_url.raw_query_string:
+            return
         for name, value in request.query.items():
             if name not in known:
                 expected = f"it may have {', '.join(known)}" if known else "it has none"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING
 
 import structlog
@@ -24,9 +25,13 @@ from spec.instance import (
     may_become,
 )
 from vmm.driver import Vm
+from vmm.memory_counters import MemoryCounters
 
 if TYPE_CHECKING:
     from cache.resident import ResidentImage
+
+_COUNTED_FOR_S = 0.25
+"""So long the memory of a machine is not asked for again: some poll its status thousands of times a second."""
 
 _log = structlog.get_logger(__name__)
 
@@ -47,6 +52,7 @@ class Instance:
         )
         self.vm: Vm | None = None
         self.image: ResidentImage | None = None
+        self._counted: tuple[Vm, MemoryCounters, float] | None = None
         self.error: OvmsError | None = None
         """What made it fail, if this daemon saw it: for a caller that waits for the start."""
         self._waiters: dict[asyncio.Future[InstanceState], frozenset[InstanceState]] = {}
@@ -180,10 +186,13 @@ class Instance:
         vm, image = self.vm, self.image
         if vm is None:
             return None
-        try:
-            counted = vm.memory_counters()
-        except (OSError, OvmsError):
-            return None  # it ended meanwhile; the life of the instance is about to tell
+        now = time.monotonic()
+        if self._counted is None or self._counted[0] is not vm or now > self._counted[2] + _COUNTED_FOR_S:
+            try:
+                self._counted = (vm, vm.memory_counters(), now)
+            except (OSError, OvmsError):
+                return None  # it ended meanwhile; the life of the instance is about to tell
+        counted = self._counted[1]
         shares = vm.machine.ram.private  # a machine that was booted cold has its RAM, also a tmpfs file, to itself
         return MemoryMetrics(
             total_bytes=self.record.memory_bytes,

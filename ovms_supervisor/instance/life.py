@@ -102,6 +102,10 @@ class Life:
         assert self._tasks is not None  # noqa: S101 - the supervisor lists an instance when its task has begun
         return await self._operations.perform(self._tasks, what, work, allowed)
 
+    def perform_at_once(self, what: str, work: Callable[[], T], *allowed: InstanceState) -> T | None:
+        """The result of ``work`` without any wait, or None if another operation is under way. Raises WrongState."""
+        return self._operations.at_once(what, work, allowed)
+
     def take_image(self, image: ResidentImage) -> bool:
         """Hold a resident image from now on, whose reference the caller has; False if the end has been."""
         if self._given_back:

@@ -38,6 +38,14 @@ class Operations:
             raise self._too_late(what)
         return await owned(tasks, partial(self._in_turn, what, work, allowed), what)
 
+    def at_once(self, what: str, work: Callable[[], T], allowed: tuple[InstanceState, ...]) -> T | None:
+        """The result of ``work``, which waits for nothing, if nothing else is under way; None if something is.
+
+        Raises WrongState.
+        """
+        self._instance.require(what, *allowed)
+        return None if self._turn.locked() or self._ended.is_set() else work()
+
     def end(self) -> None:
         """Let nothing begin any more, and roll back what is under way; idempotent."""
         self._ended.set()

@@ -199,6 +199,9 @@ class FakeSupervisor:
         await self._change(f"snapshot {tag}" if push is None else f"snapshot {tag} {push}")
         return SnapshotReply(snapshot_ref=DIGEST, reference=f"demo:{tag}", pause_ms=4.5, phases={"save": 4.0})
 
+    def inject_at_once(self, instance: FakeInstance, writes: list[MmioWrite]) -> list[bytes] | None:
+        return None
+
     async def inject(self, instance: FakeInstance, writes: list[MmioWrite]) -> list[bytes]:
         await self._change("inject")
         read = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from anyio.to_thread import run_sync
 from ovms_supervisor.instance import journal
 from ovms_supervisor.logs import threads
 from ovms_supervisor.supervisor import Supervisor
-from spec.api import StartRequest
+from spec.api import MmioWrite, StartRequest
+from spec.errors import OutOfRange, WrongState
 from spec.instance import InstanceState
 from tests.supervisor.conftest import Site, start
 
@@ -103,3 +105,23 @@ async def test_status_looks_into_no_thread(site: Site, counted: Counter[str]) ->
         assert info.metrics.memory is not None
         assert info.metrics.memory.private_bytes > 0
         assert not counted
+
+
+async def test_a_small_inject_waits_for_no_thread_unless_it_is_not_its_turn(site: Site, counted: Counter[str]) -> None:
+    async with site.daemon() as supervisor:
+        instance = await start(supervisor, "guest:shm")
+        counted.clear()
+        writes = [MmioWrite(device="mmio0", data=b"at once"), MmioWrite(device="mmio0", read=7)]
+        assert supervisor.inject_at_once(instance, writes) == [b"at once"]
+        assert not counted
+        with pytest.raises(OutOfRange):
+            supervisor.inject_at_once(instance, [MmioWrite(device="mmio0", offset=1 << 20, read=1)])
+        site.fake.faults["pause"] = "hang"
+        async with asyncio.TaskGroup() as group:
+            group.create_task(supervisor.pause(instance))
+            await site.fake.hanging.wait()
+            assert supervisor.inject_at_once(instance, writes) is None
+            site.fake.released.set()
+        await supervisor.stop(instance, 0)
+        with pytest.raises(WrongState):
+            supervisor.inject_at_once(instance, writes)

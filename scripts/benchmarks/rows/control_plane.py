@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from scripts.benchmarks.cpu import cpu_s
 from scripts.benchmarks.host import Host
 from scripts.benchmarks.http import Connection, exchange_all, request_bytes
 from scripts.benchmarks.measure import Case, Sample
@@ -31,26 +32,29 @@ def run(host: Host) -> Iterator[Case]:
                     ("GET /status", request_bytes("GET", f"/status/{instance_id}"), request_bytes("GET", "/hello")),
                     ("POST /inject", request_bytes("POST", "/inject", inject), request_bytes("POST", "/hello", inject)),
                 ):
-                    ours, theirs = _alternate(
-                        (host.daemon.socket, request),
-                        (hello, baseline),
-                        connections,
-                        host.rounds(20, 3),
+                    ours, theirs = (
+                        _Side(host.daemon.pid, host.daemon.socket, request, connections),
+                        _Side(*hello, baseline, connections),
                     )
+                    _alternate(ours, theirs, host.rounds(20, 3))
                     yield Case(
                         what=f"{what}, {connections} connection{'s' if connections > 1 else ''}",
                         stop_line="reply read",
-                        ours=ours,
-                        baseline=theirs,
+                        ours=Sample(ours.times_ms),
+                        baseline=Sample(theirs.times_ms),
                         baseline_is=f"aiohttp hello world on {host.event_loop}",
                         at_most=AIM,
+                        notes=(
+                            f"server's processor time per request {ours.cpu_us:.0f} µs, baseline's {theirs.cpu_us:.0f}",
+                        ),
+                        figures={"cpu_us": ours.cpu_us, "baseline_cpu_us": theirs.cpu_us},
                     )
     finally:
         host.remove(instance_id)
 
 
 @contextmanager
-def _hello(host: Host) -> Iterator[Path]:
+def _hello(host: Host) -> Iterator[tuple[int, Path]]:
     path = host.daemon.home / "hello.sock"
     log = (host.daemon.home / "hello.log").open("w")
     server = subprocess.Popen(
@@ -62,35 +66,52 @@ def _hello(host: Host) -> Iterator[Path]:
             if time.monotonic() > deadline or server.poll() is not None:
                 raise NotHere("the hello-world server does not start")
             time.sleep(0.02)
-        yield path
+        yield server.pid, path
     finally:
         server.terminate()
         server.wait(10)
         log.close()
 
 
-def _alternate(
-    ours: tuple[Path, bytes], theirs: tuple[Path, bytes], connections: int, seconds: float
-) -> tuple[Sample, Sample]:
+class _Side:
+    """A server under one kind of request, on some connections."""
+
+    def __init__(self, pid: int, socket: Path, request: bytes, connections: int) -> None:
+        self._pid = pid
+        self._request = request
+        self._connections = [Connection(socket) for _ in range(connections)]
+        self._cpu_s = 0.0
+        self.times_ms: list[float] = []
+
+    @property
+    def cpu_us(self) -> float:
+        """What the server computed for a request."""
+        return self._cpu_s / max(1, len(self.times_ms)) * 1e6
+
+    def turn(self, seconds: float, *, counted: bool) -> None:
+        """Ask for some seconds."""
+        before = cpu_s(self._pid)
+        milliseconds, replies = exchange_all(self._connections, _until(time.perf_counter() + seconds, self._request))
+        assert {status for status, _ in replies} == {200}, replies[0]
+        if counted:
+            self._cpu_s += cpu_s(self._pid) - before
+            self.times_ms += milliseconds
+
+    def close(self) -> None:
+        """Close the connections."""
+        for each in self._connections:
+            each.close()
+
+
+def _alternate(ours: _Side, theirs: _Side, seconds: float) -> None:
     """Both sides in turns, for some seconds in all."""
-    taken: tuple[list[float], list[float]] = ([], [])
-    sides = [
-        ([Connection(path) for _ in range(connections)], request, times)
-        for (path, request), times in zip((ours, theirs), taken, strict=True)
-    ]
-    turn_s = seconds / (2 * (1 + TURNS))
     try:
         for number in range(-1, TURNS):  # the first turn warms up
-            for opened, request, times in sides if number % 2 else reversed(sides):
-                milliseconds, replies = exchange_all(opened, _until(time.perf_counter() + turn_s, request))
-                assert {status for status, _ in replies} == {200}, replies[0]
-                if number >= 0:
-                    times += milliseconds
+            for side in (ours, theirs) if number % 2 else (theirs, ours):
+                side.turn(seconds / (2 * (1 + TURNS)), counted=number >= 0)
     finally:
-        for opened, *_ in sides:
-            for each in opened:
-                each.close()
-    return Sample(taken[0]), Sample(taken[1])
+        ours.close()
+        theirs.close()
 
 
 def _until(end: float, request: bytes) -> Callable[[int], bytes | None]:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from scripts.benchmarks.cpu import cpu_s
 from scripts.benchmarks.host import Host
 from scripts.benchmarks.http import LIMIT_S
 from scripts.benchmarks.measure import Case, Sample
@@ -46,9 +47,9 @@ def _case(host: Host, runtime: str, consoles: int, seconds: int) -> Case:
         # Each line goes to TAILS / consoles tails: together they get LINES_PER_S, unless there is one console only.
         per_console = LINES_PER_S / TAILS if consoles > 1 else LINES_PER_S
         writer = _Writer([host.directory_of(each) / "console.log" for each in instances], per_console, seconds)
-        cpu_before, began = _cpu_s(host), time.perf_counter()
+        cpu_before, began = cpu_s(host.daemon.pid), time.perf_counter()
         late_ms, received, frames = _read(tails, writer)
-        cpu = (_cpu_s(host) - cpu_before) / (time.perf_counter() - began)
+        cpu = (cpu_s(host.daemon.pid) - cpu_before) / (time.perf_counter() - began)
     finally:
         for tail in tails:
             tail.socket.close()
@@ -157,11 +158,6 @@ def _read(tails: list[_Tail], writer: _Writer) -> tuple[list[float], int, int]:
                         (now - int(line[: line.index(b'"')])) / 1e6 for line in lines[:: max(1, len(lines) // 4)]
                     ]
     return late_ms, received, frames
-
-
-def _cpu_s(host: Host) -> float:
-    fields = Path(f"/proc/{host.daemon.pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _raise_descriptor_limit() -> None:
