@@ -4,7 +4,7 @@
 
     manifest.json                byte for byte
     blobs/sha256-<hex>           everything that manifest.json refers to
-    metadata/provenance.json     signatures, opaque to us, kept beside the artifact
+    metadata/provenance.json     its signatures (cache.trust.provenance); of another form it is kept as it is
     metadata/oci-manifest.json   ours: only if the OCI manifest says more than follows from the rest, as a snapshot's
                                  ``subject`` does; with it, what comes back has the same digest
 
@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from cache.artifact import decode_artifact, decode_oci_manifest, manifest_layer
+from cache.artifact import decode_artifact, decode_oci_manifest, manifest_descriptor, manifest_layer
 from cache.blob_names import file_name
 from cache.compose import StoredBlob, compose
 from cache.durable import write_durably
@@ -26,6 +26,8 @@ from cache.layout_source import LayoutSource, open_layout, read_document
 from cache.layout_target import new_layout
 from cache.sparse_reader import SparseReader
 from cache.store import Store
+from cache.trust.local_signatures import keep_signatures, local_signatures
+from cache.trust.provenance import decode_provenance, encode_provenance
 from cache.verified_blobs import check_digest, open_blob
 from spec import media_types
 from spec.digest import Digest, digest_from_hash, digest_of
@@ -50,8 +52,8 @@ def import_artifact(store: Store, path: Path, reference: Reference | None, *, un
 
     Without a reference it is called by name and version of its manifest.json, if these make one, else it has no name;
     nor with ``unnamed``, for who does not want to take its word for it. Every blob is checked. Raises FileMissing,
-    InvalidManifest, UnsupportedManifest, BlobNotFound, DigestMismatch, SizeMismatch, UnsafeArchive (links, devices,
-    names that leave the layout), NoSpace.
+    InvalidManifest, UnsupportedManifest, BlobNotFound, DigestMismatch, SizeMismatch, InvalidSignature (provenance of
+    another artifact), UnsafeArchive (links, devices, names that leave the layout), NoSpace.
     """
     with open_layout(path) as source, store.adding() as added:
         manifest_bytes = read_document(source, _MANIFEST, MAX_MANIFEST_BYTES)
@@ -68,8 +70,11 @@ def import_artifact(store: Store, path: Path, reference: Reference | None, *, un
         if reference is not None and reference.digest not in (None, digest):
             raise DigestMismatch(f"{path} holds {digest}, not {reference.digest}", actual=digest)
         provenance = _optional(source, _PROVENANCE)
+        signatures = decode_provenance(provenance, manifest_descriptor(oci_bytes)) if provenance is not None else []
         store.put_artifact(oci_bytes, None if unnamed else _name(manifest, reference))
-        if provenance is not None:
+        for each in signatures or ():
+            keep_signatures(store, digest, _repository(manifest, reference), each)
+        if provenance is not None and signatures is None:
             write_durably(_provenance_path(store, digest), provenance, store.temp)
         return digest
 
@@ -87,7 +92,9 @@ def export_artifact(store: Store, digest: Digest, destination: Path) -> None:
         documents = {_MANIFEST: artifact.manifest_bytes}
         if composed != artifact.oci_bytes:
             documents[_OCI_MANIFEST] = artifact.oci_bytes
-        if (provenance := _provenance_path(store, digest)).exists():
+        if signatures := local_signatures(store, digest):
+            documents[_PROVENANCE] = encode_provenance(artifact.descriptor, signatures)
+        elif (provenance := _provenance_path(store, digest)).exists():
             documents[_PROVENANCE] = provenance.read_bytes()
         own = {manifest_layer(artifact.oci).digest, EMPTY_DESCRIPTOR.digest}
         prefix = "ovm/" if is_tar else ""
@@ -170,6 +177,11 @@ def _optional(source: LayoutSource, name: str) -> bytes | None:
 
 def _provenance_path(store: Store, digest: Digest) -> Path:
     return store.provenance_dir / f"{file_name(digest)}.json"
+
+
+def _repository(manifest: Manifest, reference: Reference | None) -> str:
+    name = _name(manifest, reference)
+    return parse_reference(name).name if name else "unnamed"
 
 
 def _name(manifest: Manifest, reference: Reference | None) -> str | None:

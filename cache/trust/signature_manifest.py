@@ -99,7 +99,7 @@ def sign_v2(subject: Digest, reference: str, key: PrivateKey) -> SignatureManife
     payload = simple_payload(subject, reference)
     signature = base64.b64encode(key.sign(payload)).decode()
     layer = Descriptor(media_types.SIMPLE_SIGNING, digest_of(payload), len(payload), {SIGNATURE: signature})
-    return _tagged([layer], {digest_of(payload): payload})
+    return tagged([layer], {digest_of(payload): payload})
 
 
 def sign_v3(subject: Descriptor, key: PrivateKey, created: datetime | None = None) -> SignatureManifest:
@@ -110,7 +110,7 @@ def sign_v3(subject: Descriptor, key: PrivateKey, created: datetime | None = Non
 
 
 def referring(bundle: bytes, subject: Descriptor, annotations: Mapping[str, str]) -> SignatureManifest:
-    """The manifest around a bundle."""
+    """The manifest around a bundle; the same for the same bundle and annotations."""
     digest = digest_of(bundle)
     manifest = ImageManifest(
         schema_version=2,
@@ -141,10 +141,11 @@ def merged(first: SignatureManifest, second: SignatureManifest) -> SignatureMani
         return first
     if len(layers) + len(new) > MAX_SIGNATURES:
         raise InvalidSignature(f"the artifact would have more than {MAX_SIGNATURES} signatures")
-    return _tagged([*layers, *new], {**first.blobs, **second.blobs})
+    return tagged([*layers, *new], {**first.blobs, **second.blobs})
 
 
-def _tagged(layers: list[Descriptor], blobs: Mapping[Digest, bytes]) -> SignatureManifest:
+def tagged(layers: list[Descriptor], blobs: Mapping[Digest, bytes]) -> SignatureManifest:
+    """The manifest for the tag around v2 signatures; the same for the same signatures."""
     config = msgspec.json.encode(
         {
             "architecture": "",
