@@ -39,9 +39,10 @@ async def remote_signatures(repository: Repository, subject: Digest) -> list[Sig
 
 async def _by_tag(repository: Repository, subject: Digest) -> bytes | None:
     try:
-        return await signatures_by_tag(repository, subject)
+        tagged = await signatures_by_tag(repository, subject)
     except (InvalidInput, Corrupt):
         return None
+    return tagged.data if tagged is not None else None
 
 
 async def _referring(repository: Repository, subject: Digest) -> list[bytes]:
