@@ -10,7 +10,7 @@ from cache.registry.client import Repository
 from cache.registry.progress import BlobProgress, Report, no_report
 from cache.registry.session import PUSH
 from cache.registry.upload import Interrupted, Sizes, Upload, begin
-from spec.errors import AuthenticationFailed, RegistryRefused, RegistryUnreachable
+from spec.errors import AuthenticationFailed, RegistryError, RegistryRefused, RegistryUnreachable
 from spec.oci import Descriptor
 
 Outcome = Literal["there", "mounted", "done"]
@@ -44,6 +44,7 @@ class _Push:
         self._report = report
         self._failed = 0
         self._best = 0
+        self._restarts = 0
         self._resumed = False
 
     async def run(self, mount_from: str | None) -> Outcome:
@@ -62,12 +63,12 @@ class _Push:
                 if upload.is_ending and await self._is_there():
                     break
                 upload = await self._go_on(upload, error)
-            except RegistryRefused:
+            except RegistryRefused as error:
                 if not self._resumed:
                     raise
-                # What arrived before the interruption may not be what we think; once, it is all sent again.
-                self._resumed, self._best = False, self._blob.size
-                upload = await self._begin()
+                # What arrived before the interruption may not be what we think: all of it is sent again.
+                self._resumed = False
+                upload = await self._restart(error)
             self._note(upload)
         return "done"
 
@@ -95,6 +96,17 @@ class _Push:
                 self._resumed = True
                 self._moved(upload.offset)
                 return upload
+        return await self._restart(error)
+
+    async def _restart(self, error: Interrupted | RegistryError) -> Upload:
+        """From the beginning; docker-registry (2.8), for one, gives an upload up when a chunk breaks off.
+
+        Raises what it is that went wrong, once that has happened too often.
+        """
+        self._restarts += 1
+        if self._restarts >= self._repository.retry.tries:
+            raise error.error if isinstance(error, Interrupted) else error
+        self._best = 0
         self._moved(0)
         return await self._begin()
 

@@ -136,6 +136,17 @@ async def test_a_registry_that_forgets_the_upload_gets_all_of_it_again(
     assert registry.count("POST", "/uploads/") == 3
 
 
+async def test_a_registry_that_forgets_every_upload_is_given_up_too(
+    repository: Repository, registry: UploadRegistry, path: Path
+) -> None:
+    """Although each of them gets on for a while."""
+    registry.keeps_uploads = False
+    registry.cuts.extend([200_000, 50_000] * 50)  # the first chunk of each arrives
+    with pytest.raises(RegistryUnreachable):
+        await push_blob(repository, BLOB, path, sizes=CHUNKED)
+    assert registry.count("POST", "/uploads/") == 5
+
+
 async def test_a_connection_that_always_breaks_is_given_up(
     repository: Repository, registry: UploadRegistry, path: Path
 ) -> None:
