@@ -6,7 +6,6 @@ Counters and histograms are fed as things happen; what the kernel or the supervi
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import Counter as Tally
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -17,12 +16,12 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from ovms_supervisor.logs.pump import Pump
 from ovms_supervisor.loop_lag import LoopLag
 from spec.errors import InstanceNotFound
-from spec.instance import InstanceState, is_live
+from spec.instance import InstanceState
 
 if TYPE_CHECKING:
     from cache.resident import ResidentImages
-    from ovms_supervisor.instance.instance import Instance
     from ovms_supervisor.instance.record import Record
+    from ovms_supervisor.memory_samples import MemorySamples
     from ovms_supervisor.supervisor import Supervisor
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "DELETE"})
@@ -32,7 +31,6 @@ _START_RESULTS = {
     "instance.stopping": "stopped",
     "instance.stopped": "stopped",
 }
-_MEMORY_EVERY_S = 5.0  # some ten microseconds for each of perhaps thousands of machines
 
 _START_BUCKETS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)
 _PAUSE_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
@@ -47,7 +45,6 @@ class Metrics:
     def __init__(self, lag: LoopLag, images: ResidentImages) -> None:
         self._lag = lag
         self._resident = images
-        self._memory_read_at = float("-inf")
         self._log_totals = (0, 0)
         self._of_requests: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
         self.registry = registry = CollectorRegistry()
@@ -75,6 +72,12 @@ class Metrics:
         self._memory = Gauge(
             "ovms_guest_memory_bytes",
             "Memory of live machines by the kernel's count: total they have, shared with an image, private to one.",
+            ["kind"],
+            registry=registry,
+        )
+        self._clone_memory = Gauge(
+            "ovms_clone_memory_bytes",
+            "Memory that clones have to themselves: private now, growth expected besides, budget for both.",
             ["kind"],
             registry=registry,
         )
@@ -142,7 +145,7 @@ class Metrics:
         self._image_locked.set(figures.locked_bytes)
         self._loop_lag.set(self._lag.recent_s)
         self._count_logs()
-        await self._read_memory([instance for instance in instances if is_live(instance.state)])
+        self._read_memory(supervisor.memory)
         return await asyncio.to_thread(generate_latest, self.registry)
 
     def _count_logs(self) -> None:
@@ -152,16 +155,11 @@ class Metrics:
         self._log_lines.inc(pump.lines - lines)
         self._log_bytes.inc(pump.size_bytes - size_bytes)
 
-    async def _read_memory(self, instances: list[Instance]) -> None:
-        now = time.monotonic()
-        if now - self._memory_read_at < _MEMORY_EVERY_S:
-            return
-        self._memory_read_at = now
-        sums = Tally[str]()
-        for instance in instances:
-            if memory := (await instance.info()).metrics.memory:
-                sums["total"] += memory.total_bytes
-                sums["shared"] += memory.shared_bytes
-                sums["private"] += memory.private_bytes
-        for kind in ("total", "shared", "private"):
-            self._memory.labels(kind).set(sums[kind])
+    def _read_memory(self, samples: MemorySamples) -> None:
+        sums, clones = samples.sums(), samples.clones()
+        self._memory.labels("total").set(sums.total_bytes)
+        self._memory.labels("shared").set(sums.shared_bytes)
+        self._memory.labels("private").set(sums.private_bytes)
+        self._clone_memory.labels("private").set(clones.private_bytes)
+        self._clone_memory.labels("growth").set(clones.growth_bytes)
+        self._clone_memory.labels("budget").set(clones.budget_bytes)

@@ -43,6 +43,7 @@ from ovms_supervisor.instance.shared_devices import inject
 from ovms_supervisor.instance.snapshot import names_registry, snapshot, snapshot_reference
 from ovms_supervisor.instance.start import start
 from ovms_supervisor.layout import Layout
+from ovms_supervisor.memory_samples import MemorySamples, clone_memory
 from ovms_supervisor.pool import Pool
 from ovms_supervisor.pulling import Pulling
 from ovms_supervisor.pushing import Pushing
@@ -84,12 +85,13 @@ class Supervisor:
             gate=gate,
             drivers=drivers,
             runtimes=runtimes,
-            capacity=Capacity(layout.image_dir),
+            capacity=Capacity(layout.image_dir, clone_memory(settings)),
             events=self.events,
             pulling=Pulling(settings, store, self.events, runtimes.platform, gate, Residency(images, store)),
         )
         self._pushing = Pushing(settings, store, self.events)
         self._roster = Roster()
+        self.memory = MemorySamples(self._host.capacity, self._roster)
         self.pool = Pool(self._host, self._roster, self._begin, self._forget)
         self.housekeeping = Housekeeping(self._host)
         self._lives: dict[str, Life] = {}
@@ -111,6 +113,7 @@ class Supervisor:
             self._tasks.start_soon(self.pool.run, name="keep clones parked")
             self._tasks.start_soon(self.housekeeping.run, name="keep the store within its limit")
             self._tasks.start_soon(self._host.runtimes.reports, name="probe runtimes")
+            self._tasks.start_soon(self.memory.run, name="sample memory")
             self._stack = stack.pop_all()
         return self
 

@@ -184,6 +184,7 @@ def _resolve(layers: _Layers, environ: Mapping[str, str]) -> Settings:
         defaults,
         policy=_optional_path(layers, "policy", "etc/policy.toml below root, if it is there"),
         verify_on_pull=layers.take("verify_on_pull", defaults.verify_on_pull),
+        clone_budget_bytes=layers.size("clone_budget", total, minimum=MIB, share_of=total, why="all of memory"),
         socket_group=layers.take("socket_group", None),
         store_limit_bytes=layers.size("store_limit", 0, minimum=0, share_of=_disk_bytes(layers, root), why="no limit"),
         mlock=layers.take("mlock", policy, policy_why),

@@ -52,6 +52,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """What resident images may take together."""
     store_limit_bytes: int = 0
     """What the store may take on disk before what nobody refers to goes, the least recently used first; 0: no limit."""
+    clone_budget_bytes: int = msgspec.field(default_factory=host.memory_total_bytes)
+    """What clones may have to themselves together; a start is refused before that, and before the host runs short."""
     mlock: MlockPolicy = "best-effort"
     """An artifact demands locked memory, the kernel refuses: ``required`` is an error, ``best-effort`` is reported as
     ``degraded``."""

@@ -15,7 +15,8 @@ from pathlib import Path
 import anyio
 from anyio import to_thread
 
-from ovms_supervisor.config.host import meminfo
+from ovms_supervisor.config.host import memory_available_bytes
+from ovms_supervisor.instance.clone_memory import CloneMemory
 from spec.errors import CapacityExceeded
 from spec.sizes import format_size
 
@@ -38,7 +39,11 @@ class Reservation:
 class Capacity:
     """Promises memory of one tmpfs."""
 
-    def __init__(self, tmpfs: Path) -> None:
+    def __init__(self, tmpfs: Path, clones: CloneMemory) -> None:
+        self.clones = clones
+        """The memory that clones have to themselves: it is not on the tmpfs, yet of the same host."""
+        self.unfilled_bytes = 0
+        """Of all promises, when it was last looked."""
         self._tmpfs = tmpfs
         self._promised: set[Reservation] = set()
         self._turn = anyio.Lock()
@@ -58,7 +63,7 @@ class Capacity:
         async with self._turn:  # or two starts, of which one would fit, refuse each other
             reservation = self.take_over(size_bytes, directory)
             try:
-                free_bytes, open_bytes = await to_thread.run_sync(self._figures, tuple(self._promised))
+                free_bytes, open_bytes = await self._look()
                 if open_bytes > free_bytes:
                     raise CapacityExceeded(
                         f"{format_size(size_bytes)} are needed on {self._tmpfs}, where {format_size(free_bytes)} are "
@@ -83,8 +88,19 @@ class Capacity:
         """Take a promise back; idempotent."""
         self._promised.discard(reservation)
 
-    def _figures(self, promised: tuple[Reservation, ...]) -> tuple[int, int]:
+    async def refresh(self) -> None:
+        """Look how much of the promises has been filled meanwhile."""
+        if self._promised or self.unfilled_bytes:
+            await self._look()
+
+    async def _look(self) -> tuple[int, int]:
+        free_bytes, self.unfilled_bytes = await to_thread.run_sync(
+            self._figures, tuple(self._promised), self.clones.figures().growth_bytes
+        )
+        return free_bytes, self.unfilled_bytes
+
+    def _figures(self, promised: tuple[Reservation, ...], growth_bytes: int) -> tuple[int, int]:
         """Bytes that are free, and bytes of all promises that are not yet allocated."""
         figures = os.statvfs(self._tmpfs)
-        free = min(figures.f_bavail * figures.f_frsize, meminfo()["MemAvailable"])
+        free = min(figures.f_bavail * figures.f_frsize, memory_available_bytes() - growth_bytes)
         return free, sum(max(0, each.size_bytes - each.allocated_bytes()) for each in promised)

@@ -12,7 +12,8 @@ from anyio.to_thread import run_sync
 from ovms_supervisor.clock import Stopwatch, utc_now
 from ovms_supervisor.instance.admission import admit
 from ovms_supervisor.instance.claims import claim, disclaim
-from ovms_supervisor.instance.holdings import hold_reservation
+from ovms_supervisor.instance.clone_memory import Seat
+from ovms_supervisor.instance.holdings import hold_reservation, hold_seat
 from ovms_supervisor.instance.host import Host
 from ovms_supervisor.instance.instance import Instance
 from ovms_supervisor.instance.owned import undone_on_failure
@@ -44,8 +45,13 @@ async def create(
             with watch.phase("admit"):
                 plan = await admit(host, resolved, watch)
                 hold_reservation(host, held, await host.capacity.reserve(_own_bytes(plan), paths.memory))
+                seat = _seat(host, plan)
+                if seat is not None:
+                    undo.callback(host.capacity.clones.leave, seat)
             instance = Instance(host, _record(instance_id, plan, pool))
             await instance.journal.write(instance.record)
+            if seat is not None:
+                hold_seat(instance, held, seat)
         return instance, plan, held
 
 
@@ -60,6 +66,14 @@ def _begin(host: Host, paths: InstancePaths, digest: Digest) -> None:
     paths.directory.mkdir(mode=0o700, parents=True)
     claim(host.store, paths, [digest])
     host.store.note_use(digest)
+
+
+def _seat(host: Host, plan: Plan) -> Seat | None:
+    """The place of a clone in the count of memory. Raises CapacityExceeded."""
+    if plan.ramsnap is None:
+        return None
+    capacity = host.capacity
+    return capacity.clones.admit(plan.ramsnap.content_digest, promised_bytes=capacity.unfilled_bytes)
 
 
 def _own_bytes(plan: Plan) -> int:

@@ -15,6 +15,7 @@ from pathlib import Path
 from anyio import to_thread
 
 from ovms_supervisor.instance.capacity import Reservation
+from ovms_supervisor.instance.clone_memory import Seat
 from ovms_supervisor.instance.host import Host
 from ovms_supervisor.instance.instance import Instance
 from ovms_supervisor.layout import InstancePaths
@@ -38,6 +39,12 @@ def hold_disks(instance: Instance, undo: AsyncExitStack) -> None:
 def hold_reservation(host: Host, undo: AsyncExitStack, reservation: Reservation) -> None:
     """The promise of memory."""
     undo.callback(host.capacity.release, reservation)
+
+
+def hold_seat(instance: Instance, undo: AsyncExitStack, seat: Seat) -> None:
+    """A clone's place in the count of memory."""
+    instance.seat = seat
+    undo.callback(instance.host.capacity.clones.leave, seat)
 
 
 def hold_image(instance: Instance, undo: AsyncExitStack) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from ovms_supervisor.clock import utc_now
+from ovms_supervisor.instance.clone_memory import Seat
 from ovms_supervisor.instance.host import Host
 from ovms_supervisor.instance.journal import Journal
 from ovms_supervisor.instance.record import Record
@@ -53,6 +54,8 @@ class Instance:
         self.vm: Vm | None = None
         self.image: ResidentImage | None = None
         self._counted: tuple[Vm, MemoryCounters, float] | None = None
+        self.seat: Seat | None = None
+        """Of a clone: its place in the count of memory."""
         self.error: OvmsError | None = None
         """What made it fail, if this daemon saw it: for a caller that waits for the start."""
         self._waiters: dict[asyncio.Future[InstanceState], frozenset[InstanceState]] = {}
@@ -177,11 +180,11 @@ class Instance:
             stopped_at=record.stopped_at,
             exit=record.exit,
             degraded=[*record.degraded, *([trouble] if trouble else [])],
-            metrics=Metrics(start=record.start, memory=self._memory()),
+            metrics=Metrics(start=record.start, memory=self.memory()),
             trust=record.trust,
         )
 
-    def _memory(self) -> MemoryMetrics | None:
+    def memory(self) -> MemoryMetrics | None:
         """The kernel's counters of the process: exact figures would have it walk page tables for milliseconds."""
         vm, image = self.vm, self.image
         if vm is None:

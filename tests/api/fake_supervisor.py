@@ -106,6 +106,10 @@ class FakeSupervisor:
         self.images = SimpleNamespace(
             figures=lambda: SimpleNamespace(images=1, resident_bytes=1 << 20, locked_bytes=4096)
         )
+        self.memory = SimpleNamespace(
+            sums=lambda: MemoryMetrics(total_bytes=1 << 20, shared_bytes=0, private_bytes=4096, locked_bytes=0),
+            clones=lambda: SimpleNamespace(clones=1, private_bytes=4096, growth_bytes=8192, budget_bytes=1 << 30),
+        )
         self.hold = asyncio.Event()
         self.hold.set()
         self.entered = asyncio.Event()

@@ -54,6 +54,7 @@ async def test_metrics(client: Client, supervisor: FakeSupervisor) -> None:
     assert values["ovms_log_bytes_total",] == 8
     assert values["ovms_images_resident_bytes",] == 1 << 20
     assert values["ovms_guest_memory_bytes", "private"] == 4096
+    assert values["ovms_clone_memory_bytes", "growth"] == 8192
     assert values["ovms_snapshot_pause_seconds_count",] == 1
     assert values["ovms_http_requests_total", "/start", "201", "POST"] == 1
     assert values["ovms_http_requests_total", "/logs/{instance_id}", "200", "GET"] == 1

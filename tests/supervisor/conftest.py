@@ -87,6 +87,7 @@ class Site:
             "image_dir": self.directory / "images",
             "image_budget_bytes": 1 << 30,
             "warm_reserve_bytes": 0,
+            "clone_budget_bytes": 1 << 40,
             "stop_grace_s": 2.0,
             "on_exit": "stop",
             **changes,

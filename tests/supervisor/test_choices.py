@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from ovms_supervisor.instance.capacity import Capacity
+from ovms_supervisor.instance.clone_memory import CloneMemory
 from ovms_supervisor.instance.endings import conclude, oom_kills
 from ovms_supervisor.instance.runtimes import choose, choose_for_restore
 from spec.api import Overrides, StartRequest
@@ -142,7 +143,8 @@ async def test_two_runtimes(site: Site) -> None:
 
 
 async def test_capacity(tmp_path: Path) -> None:
-    capacity = Capacity(tmp_path)
+    clones = CloneMemory(budget_bytes=1 << 60, reserve_bytes=0, available_bytes=lambda: 1 << 60)
+    capacity = Capacity(tmp_path, clones)
     with pytest.raises(CapacityExceeded) as caught:
         await capacity.reserve(1 << 60, tmp_path / "a")
     assert caught.value.fields["needed_bytes"] == 1 << 60

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from ovms_supervisor.instance import Instance, journal
+from ovms_supervisor.instance.capacity import Reservation
 from ovms_supervisor.instance.record import Doing
 from ovms_supervisor.supervisor import Supervisor
 from spec.api import StartRequest, WarmPool, WarmRequest
@@ -315,8 +316,8 @@ async def test_a_start_that_finds_no_memory_is_given_that_of_clones(site: Site) 
         capacity = supervisor._host.capacity
         reserve = capacity._figures
 
-        def figures(promised: tuple[object, ...]) -> tuple[int, int]:
-            return (0 if clones(supervisor) else 1 << 40), reserve(promised)[1]  # type: ignore[arg-type]
+        def figures(promised: tuple[Reservation, ...], growth_bytes: int) -> tuple[int, int]:
+            return (0 if clones(supervisor) else 1 << 40), reserve(promised, growth_bytes)[1]
 
         capacity._figures = figures  # type: ignore[method-assign]
         instance = await start(supervisor, "guest:plain")

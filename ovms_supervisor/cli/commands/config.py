@@ -9,7 +9,7 @@ from ovms_supervisor.cli.grammar import OvmCommand
 from ovms_supervisor.cli.invocation import Invocation, pass_invocation
 from spec.sizes import format_size
 
-_SIZES = frozenset({"image_budget", "store_limit", "log_limit", "memory"})
+_SIZES = frozenset({"clone_budget", "image_budget", "store_limit", "log_limit", "memory"})
 
 
 @click.command(
