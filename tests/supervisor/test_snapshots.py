@@ -295,7 +295,7 @@ async def test_names_of_snapshots(site: Site) -> None:
         for tag in ("not a tag", "x@sha256:" + "0" * 64, "UPPER/case:1"):
             with pytest.raises(InvalidReference):
                 await supervisor.snapshot(instance, tag)
-        reply = await supervisor.snapshot(instance, "localhost:5000/some/thing:1")
+        reply = await supervisor.snapshot(instance, "localhost:5000/some/thing:1", push=False)
         clone = await start(supervisor, reply.snapshot_ref)
         assert (await supervisor.snapshot(clone, "again")).reference == "localhost:5000/some/thing:again"
 
