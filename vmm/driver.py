@@ -196,6 +196,9 @@ class Vm(Protocol):
     async def resume(self) -> None:
         """Let the vCPUs go on."""
 
+    async def expect_resume(self) -> None:
+        """Get ready for a resume that may be wanted at any moment and must take no time. Raises nothing."""
+
     async def save(self, target: SaveTarget) -> Saved:
         """Write the device state of a paused machine."""
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 async def wait_for(context: Context, instance: Instance, timeout_s: float, *states: InstanceState) -> None:
     """Return when the instance is in a state or a final one, when the time is up, or when the daemon stops."""
+    if instance.state in states:  # a claimed clone runs already: no task has to wait for that
+        return
     await until(context, instance.wait_for(*states), timeout_s)
 
 

@@ -97,10 +97,12 @@ class Instance:
             self.host.events.publish(type, instance_id=self.id, name=self.name, cause=cause)
 
     def claimed(self, record: Record) -> None:
-        """A parked clone has become somebody's machine, which runs; ``record`` is what its journal says now."""
+        """A parked clone has become somebody's machine, which runs; ``record`` is what its journal says now.
+
+        Nothing is logged here: the caller waits, and the log has a thread that would now want to run.
+        """
         self.record = record
         self._log = _log.bind(instance=record.instance_id, name=record.name)
-        self._log.info("instance claimed", artifact=record.manifest.ref)
         self.tell(f"instance.{InstanceState.STARTING}", cause="requested")
         self.tell(f"instance.{record.state}", cause="claimed a parked clone")
         self._wake(record.state)

@@ -174,7 +174,7 @@ class Pool:
             elif instance.vm is None:
                 continue  # its life ends at once, and we are told
             elif stock is not None and stock.digest == instance.record.manifest.digest:
-                stock.put(life)
+                await self.refill.put(stock, life)
             else:
                 self.refill.end_soon(life)
 

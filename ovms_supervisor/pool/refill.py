@@ -108,6 +108,13 @@ class Refill:
                 with anyio.move_on_after(self._look_again_s()):
                     await woken.wait()
 
+    async def put(self, stock: Stock, life: Life) -> None:
+        """Let a clone that stands there be claimed."""
+        if life.instance.vm is not None:
+            await life.instance.vm.expect_resume()
+        if life.instance.state is InstanceState.PARKED:  # else we are told of its end, or have been
+            stock.put(life)
+
     async def give_way(self) -> bool:
         """Memory is short: end some clones, and return when they are gone. False if there was none."""
         lives: list[Life] = []
@@ -171,7 +178,7 @@ class Refill:
             ):
                 self.end_soon(life)  # nobody wants it any more
             else:
-                stock.put(life)
+                await self.put(stock, life)
                 self._figures.refill_seconds.observe(time.monotonic() - began_s)
                 self._tell_if_filled(stock)
         except OvmsError as error:
@@ -205,6 +212,14 @@ class Refill:
     async def _save(self) -> None:
         unsaved, self._unsaved = self._unsaved, []
         for life in unsaved:
+            record = life.instance.record
+            _log.info(
+                "instance claimed",
+                instance=record.instance_id,
+                name=record.name,
+                artifact=record.manifest.ref,
+                ms=record.start.total_ms if record.start else None,
+            )
             with suppress(WrongState):  # it has ended, or is about to: its last record says all
                 await life.perform("save", life.instance.save, InstanceState.RUNNING, InstanceState.PAUSED)
 

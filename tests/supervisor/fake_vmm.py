@@ -64,8 +64,10 @@ class FakeDriver:
 
     async def spawn(self, machine: Machine, files: VmmFiles, *, incoming: bool) -> FakeVm:
         await self.strike("spawn", None)
-        process = VmmProcess.spawn(["sleep", "infinity"], stdout=files.console, stderr=files.log)
         await run_sync((files.directory / f"fake-{files.generation}.sock").touch)
+        process = VmmProcess.spawn(
+            ["sleep", "infinity"], stdout=files.console, stderr=files.log
+        )  # no wait from here on
         vm = FakeVm(self, process, machine, files)
         self.guests[vm.pid] = Guest(nonce="", machine=machine)
         self.spawned.append(vm)
@@ -141,6 +143,9 @@ class FakeVm:
         await self.driver.strike("resume", self)
         self._check_alive()
         self.guest.going = True
+
+    async def expect_resume(self) -> None:
+        pass
 
     async def save(self, target: SaveTarget) -> FakeSaved:
         await self.driver.strike("save", self)

@@ -316,14 +316,16 @@ async def test_a_journal_that_cannot_be_written(site: Site, monkeypatch: pytest.
 
     async with site.daemon() as supervisor:
         with monkeypatch.context() as patch:
-            patch.setattr("ovms_supervisor.instance.journal._replace", full)
+            for name in ("_replace", "_replace_in_memory"):
+                patch.setattr(f"ovms_supervisor.instance.journal.{name}", full)
             with pytest.raises(NoSpace):
                 await start(supervisor)
             assert supervisor.instances() == []
             assert await site.leaks([]) == []
         instance = await start(supervisor)
         with monkeypatch.context() as patch:
-            patch.setattr("ovms_supervisor.instance.journal._replace", full)
+            for name in ("_replace", "_replace_in_memory"):
+                patch.setattr(f"ovms_supervisor.instance.journal.{name}", full)
             await supervisor.pause(instance)
             assert [each.code for each in instance.record.degraded] == ["journal.not_written"]
             await supervisor.stop(instance, 0)

@@ -1,8 +1,9 @@
 """The HTTP API of a Cloud Hypervisor process, on its UNIX socket.
 
-A connection per call and no client library: calls are few, replies small, and a host has thousands of VMMs that are
-talked to twice in their lives. A session of a general HTTP client would cost each of them a descriptor and tens of
-kilobytes, and each call twice the time. What the server sends is bounded and distrusted like any other input.
+A connection per call, made beforehand where one is expected, and no client library: calls are few, replies small, and
+a host has thousands of VMMs that are talked to twice in their lives. A session of a general HTTP client would cost each
+of them tens of kilobytes, and each call twice the time. What the server sends is bounded and distrusted like any other
+input.
 """
 
 from __future__ import annotations
@@ -28,6 +29,19 @@ class Api:
 
     def __init__(self, socket: Path) -> None:
         self._socket = socket
+        self._connected: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+
+    async def connect(self) -> None:
+        """Have a connection ready for the next call, which then need not make one. What fails, fails at that call."""
+        if self._connected is None:
+            with contextlib.suppress(OSError):
+                self._connected = await unix_socket.connect(self._socket)
+
+    def close(self) -> None:
+        """Close the connection that was to be ready; idempotent."""
+        if self._connected is not None:
+            self._connected[1].close()
+            self._connected = None
 
     async def put(self, command: str, body: object = None) -> None:
         """``PUT /api/v1/{command}``, with a JSON body if one is given. Raises VmmRefused, VmmGarbage."""
@@ -41,11 +55,19 @@ class Api:
         except NotDecodable as error:
             raise VmmGarbage(f"the reply to {command} is not a JSON object: {error}", command=command) from error
 
+    def _take_connected(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
+        """The one that was made ready, unless the process has closed it."""
+        ready, self._connected = self._connected, None
+        if ready is not None and (ready[0].at_eof() or ready[1].is_closing()):
+            ready[1].close()
+            return None
+        return ready
+
     async def _call(self, method: str, command: str, body: bytes) -> bytes:
         content = f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n" if body else ""
         request = f"{method} /api/v1/{command} HTTP/1.1\r\nHost: localhost\r\nAccept: */*\r\n{content}\r\n".encode()
         try:
-            reader, writer = await unix_socket.connect(self._socket)
+            reader, writer = self._take_connected() or await unix_socket.connect(self._socket)
             try:
                 writer.write(request + body)
                 status, reply = await _read_reply(reader)

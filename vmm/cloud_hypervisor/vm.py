@@ -116,6 +116,10 @@ class CloudHypervisorVm:
         """Let the vCPUs go on."""
         await self._call("vm.resume")
 
+    async def expect_resume(self) -> None:
+        """Connect beforehand."""
+        await self._api.connect()
+
     async def save(self, target: SaveTarget) -> CloudHypervisorSaved:
         """Write the device state, and copy what a clone changed of its RAM: nothing here grows with the RAM's size.
 
@@ -170,6 +174,7 @@ class CloudHypervisorVm:
     async def wait_ended(self) -> Ending:
         """Wait for the exit, read what the events say about the guest, and remove the process's files."""
         code, signal = await self._process.wait()
+        self._api.close()
         async with self._concluding:
             if not self._concluded:
                 await run_sync(self._conclude)
@@ -178,6 +183,7 @@ class CloudHypervisorVm:
 
     async def detach(self) -> None:
         """Watch the process no more; a connection lasts only as long as a call."""
+        self._api.close()
         self._process.release()
 
     def _check_restored(self) -> None:

@@ -93,6 +93,9 @@ class QemuVm:
         await self._command("cont")
         self._superseded = False
 
+    async def expect_resume(self) -> None:
+        """Nothing to do: the connection stands."""
+
     async def save(self, target: SaveTarget) -> QemuSaved:
         """Write device state, and of a private RAM the pages that the machine changed.
 
