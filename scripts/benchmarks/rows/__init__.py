@@ -1,7 +1,7 @@
 """The rows, in the order of the table."""
 
 from scripts.benchmarks.row import Row
-from scripts.benchmarks.rows import burst, claim, control_plane, density, fan_out, layer, load, pause, start
+from scripts.benchmarks.rows import burst, claim, control_plane, density, fan_out, layer, load, pause, pull, start
 
 ALL: tuple[Row, ...] = (
     start.ROW,
@@ -9,6 +9,7 @@ ALL: tuple[Row, ...] = (
     burst.ROW,
     density.ROW,
     load.ROW,
+    pull.ROW,
     pause.ROW,
     layer.ROW,
     control_plane.ROW,

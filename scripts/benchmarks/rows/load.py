@@ -28,7 +28,7 @@ def run(host: Host) -> Iterator[Case]:
         raise NotHere("needs the lz4 command")
     for scattered in (False, True):
         with (
-            TemporaryDirectory(prefix="ovms-bench-load-", dir=host.daemon.home) as disk,
+            TemporaryDirectory(prefix="ovms-bench-load-") as disk,
             TemporaryDirectory(prefix="ovms-bench-load-", dir=_TMPFS) as tmpfs,
             asyncio.Runner() as runner,
         ):
