@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
+from functools import partial
+from weakref import WeakKeyDictionary
 
 import msgspec
 from aiohttp import web
@@ -13,7 +15,7 @@ from ovms_supervisor.api.context import CONTEXT, Context
 from ovms_supervisor.api.requests import Query
 from ovms_supervisor.api.streaming import stream_http, stream_websocket, wants_websocket
 from ovms_supervisor.logs.console_file import RawLine
-from ovms_supervisor.logs.console_log import log_line
+from ovms_supervisor.logs.console_log import ConsoleLog, log_line
 from ovms_supervisor.logs.cursor import Cursor, Item
 from ovms_supervisor.logs.window import Window, format_time, parse_tail, parse_time
 from spec.api import LogEnd, LogGap
@@ -21,6 +23,8 @@ from spec.api import LogEnd, LogGap
 JSON_LINES = "application/x-ndjson"
 
 _encoder = msgspec.json.Encoder()
+_latest: WeakKeyDictionary[ConsoleLog, tuple[tuple[int, int], bytes]] = WeakKeyDictionary()
+"""The lines of each console that were sent last, by their numbers, which mean the same lines for ever."""
 
 routes = web.RouteTableDef()
 
@@ -41,7 +45,8 @@ async def logs(request: web.Request) -> web.StreamResponse:
     instance = context.supervisor.find(request.match_info["instance_id"])
     async with instance.console.cursor(window, follow=follow) as cursor, aclosing(_batches(context, cursor)) as batches:
         if wants_websocket(request):
-            return await stream_websocket(request, batches, _one_frame if together else _frames)
+            frames = partial(_one_frame, instance.console) if together else _frames
+            return await stream_websocket(request, batches, frames)
         if shape == "json" or (shape is None and JSON_LINES in request.headers.get("Accept", "")):
             return await stream_http(request, batches, _json_lines, JSON_LINES)
         return await stream_http(request, batches, _plain(timestamps=timestamps), "text/plain")
@@ -63,8 +68,16 @@ def _json_lines(batch: list[Item]) -> bytes:
     return b"\n".join([*_frames(batch), b""])
 
 
-def _one_frame(batch: list[Item]) -> list[bytes]:
-    return [b"\n".join(_frames(batch))]
+def _one_frame(console: ConsoleLog, batch: list[Item]) -> list[bytes]:
+    """All of them as one frame, which is made once for all who read the same lines in the same moment."""
+    first, last = batch[0], batch[-1]
+    if not isinstance(first, RawLine) or not isinstance(last, RawLine):
+        return [b"\n".join(_frames(batch))]
+    known, frame = _latest.get(console, ((0, 0), b""))
+    if known != (first.seq, last.seq):
+        frame = b"\n".join(_frames(batch))
+        _latest[console] = ((first.seq, last.seq), frame)
+    return [frame]
 
 
 def _plain(*, timestamps: bool) -> Callable[[list[Item]], bytes]:

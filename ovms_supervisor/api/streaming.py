@@ -8,7 +8,7 @@ takes it for complete.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable
 from typing import TypeVar
 
 import structlog
@@ -19,6 +19,8 @@ from ovms_supervisor.api.context import CONTEXT
 T = TypeVar("T")
 
 HEARTBEAT_S = 30.0
+_AT_ONCE_BYTES = 16 << 10
+"""A quarter of what a transport takes before it lets the sender wait."""
 MAX_CLIENT_FRAME_BYTES = 1024  # clients have nothing to say but close, ping and pong
 
 _log = structlog.get_logger(__name__)
@@ -60,7 +62,7 @@ async def stream_http(
 
 
 async def stream_websocket(
-    request: web.Request, batches: AsyncIterator[T], frames: Callable[[T], Iterable[bytes]]
+    request: web.Request, batches: AsyncIterator[T], frames: Callable[[T], list[bytes]]
 ) -> web.WebSocketResponse:
     """Text frames; the socket is closed with 1000 behind the last one."""
     context = request.app[CONTEXT]
@@ -70,8 +72,13 @@ async def stream_websocket(
     async def send_all() -> None:
         try:
             async for batch in batches:
+                ready = frames(batch)
+                if _takes_at_once(request, ready):
+                    for frame in ready:
+                        await socket.send_frame(frame, WSMsgType.TEXT)
+                    continue
                 async with asyncio.timeout(context.stall_s):
-                    for frame in frames(batch):
+                    for frame in ready:
                         await socket.send_frame(frame, WSMsgType.TEXT)
             await socket.close()
         except TimeoutError:
@@ -95,6 +102,16 @@ async def stream_websocket(
             sender.cancel()
             await asyncio.gather(sender, return_exceptions=True)
     return socket
+
+
+def _takes_at_once(request: web.Request, frames: list[bytes]) -> bool:
+    """Whether nothing waits to be sent and the frames are so short that sending them cannot become waiting."""
+    transport = request.transport
+    return (
+        isinstance(transport, asyncio.WriteTransport)
+        and not transport.get_write_buffer_size()
+        and sum(map(len, frames)) < _AT_ONCE_BYTES
+    )
 
 
 def _abort(request: web.Request) -> None:

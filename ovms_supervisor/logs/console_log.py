@@ -15,6 +15,7 @@ from spec.api import LogEnd, LogGap, LogLine
 from spec.instance import Degradation
 
 DEFAULT_LIMIT_BYTES = 16 << 20
+_RECENT_LINES = 1024
 
 
 class ConsoleLog:
@@ -30,6 +31,7 @@ class ConsoleLog:
         self.index_path = index_path
         self.file = ConsoleFile(path, index_path, limit_bytes=limit_bytes)
         self.recent: list[RawLine] = []
+        self.readers = 0
         self.closed = False
         self.ended: str | None = None
         self._trouble: OSError | None = None
@@ -116,12 +118,22 @@ class ConsoleLog:
     def on_pass(self, done: Pass) -> None:
         """A pass indexed new lines."""
         self._trouble = None
-        self.recent = done.recent
+        self._remember(done)
         self._notify()
 
     def on_trouble(self, error: OSError) -> None:
         """A pass failed; the pump tries again."""
         self._trouble = error
+
+    def _remember(self, done: Pass) -> None:
+        """Keep the latest lines in memory while somebody reads: who is a few passes late needs no thread for them."""
+        new, before = done.recent, self.recent
+        if not self.readers or not new or not before or before[-1].seq + 1 != new[0].seq:
+            self.recent = new
+        elif len(before) < _RECENT_LINES:
+            before += new
+        else:
+            self.recent = before[-_RECENT_LINES // 2 :] + new
 
     def _notify(self) -> None:
         # Everybody who waits wakes up; who waits from now on waits for the next one.

@@ -34,6 +34,7 @@ class Source(Protocol):
     index_path: Path
     file: ConsoleFile
     recent: list[RawLine]
+    readers: int
     closed: bool
     ended: str | None
 
@@ -68,6 +69,7 @@ class Cursor:
         except BaseException:
             threads.submit(self._close)
             raise
+        self._source.readers += 1
         if not self._follow:
             self._stop = self._source.file.next
         return self
@@ -75,6 +77,7 @@ class Cursor:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._source.readers -= 1
         # Whoever reads in a thread for a cancelled caller must be done with the descriptors first.
         await threads.run(self._close)
 
@@ -99,9 +102,11 @@ class Cursor:
     async def _wait(self) -> bool:
         """Wait for more; False when the window's end has come."""
         until_ns = self._window.until_ns
-        remaining_s = None if until_ns is None else (until_ns - time.time_ns()) / 1e9
+        if until_ns is None:
+            await self._source.changed()
+            return True
         try:
-            async with asyncio.timeout(remaining_s):
+            async with asyncio.timeout((until_ns - time.time_ns()) / 1e9):
                 await self._source.changed()
         except TimeoutError:
             return False

@@ -7,7 +7,8 @@ import os
 import resource
 import selectors
 import socket
-import threading
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ from scripts.benchmarks.row import NotHere, Row
 
 TAILS = 200
 LINES_PER_S = 10_000
-TICK_S = 0.001
+_MARK = b'"line":"@'
 _PATIENCE_S = 5.0
 """What has not come so long after the last line was written is counted as lost."""
 AIM_MS = {"asyncio": 5.0, "uvloop": 1.0}
@@ -45,16 +46,22 @@ def _case(host: Host, runtime: str, consoles: int, seconds: int) -> Case:
     try:
         tails = [_Tail(host.daemon.socket, instances[number % consoles]) for number in range(TAILS)]
         # Each line goes to TAILS / consoles tails: together they get LINES_PER_S, unless there is one console only.
-        per_console = LINES_PER_S / TAILS if consoles > 1 else LINES_PER_S
-        writer = _Writer([host.directory_of(each) / "console.log" for each in instances], per_console, seconds)
+        rate = LINES_PER_S * consoles / TAILS if consoles > 1 else LINES_PER_S
+        consoles_of = [host.directory_of(each) / "console.log" for each in instances]
         cpu_before, began = cpu_s(host.daemon.pid), time.perf_counter()
-        late_ms, received, frames = _read(tails, writer)
+        with subprocess.Popen(
+            [sys.executable, "-m", "scripts.benchmarks.console_writer", *map(str, (rate, seconds, *consoles_of))],
+            stdout=subprocess.PIPE,
+        ) as writer:
+            late_ms, received, frames = _read(tails, writer)
+            assert writer.stdout
+            written = int(writer.stdout.read())
         cpu = (cpu_s(host.daemon.pid) - cpu_before) / (time.perf_counter() - began)
     finally:
         for tail in tails:
             tail.socket.close()
         host.remove(*instances)
-    expected = writer.written * (TAILS // consoles)
+    expected = written * (TAILS // consoles)
     lost = expected - received
     sample = Sample(late_ms)
     delivered = received / seconds
@@ -108,55 +115,30 @@ class _Tail:
         return found
 
 
-class _Writer(threading.Thread):
-    """Appends lines that hold the time of their writing, as a VMM would, evenly over the consoles."""
-
-    def __init__(self, consoles: list[Path], lines_per_s_each: float, seconds: float) -> None:
-        super().__init__(daemon=True)
-        self._consoles = [os.open(path, os.O_WRONLY | os.O_APPEND) for path in consoles]
-        self._rate = lines_per_s_each * len(consoles)
-        self._seconds = seconds
-        self.written = 0
-        self.ended = 0.0
-
-    def run(self) -> None:
-        for fd in self._consoles:
-            os.write(fd, b"\r\n")  # the guest may have been paused within a line
-        began, next_console = time.perf_counter(), 0
-        total = int(self._rate * self._seconds)
-        while self.written < total:
-            due = min(total, int((time.perf_counter() - began) * self._rate))
-            while self.written < due:
-                os.write(self._consoles[next_console], b"@%d\r\n" % time.perf_counter_ns())
-                next_console = (next_console + 1) % len(self._consoles)
-                self.written += 1
-            time.sleep(TICK_S)
-        for fd in self._consoles:
-            os.close(fd)
-        self.ended = time.perf_counter()
-
-
-def _read(tails: list[_Tail], writer: _Writer) -> tuple[list[float], int, int]:
-    """Until everything has come, or nothing does any more. Of a frame's lines four are timed."""
+def _read(tails: list[_Tail], writer: subprocess.Popen[bytes]) -> tuple[list[float], int, int]:
+    """Until everything has come, or nothing does any more. Of a frame's lines the first and the last are timed."""
     late_ms: list[float] = []
     received = frames = 0
+    ended_at: float | None = None
     with selectors.EpollSelector() as selector:
         for tail in tails:
             selector.register(tail.socket, selectors.EVENT_READ, tail)
-        writer.start()
         while True:
             ready = selector.select(1.0)
-            if writer.ended and (not ready or time.perf_counter() - writer.ended > _PATIENCE_S):
+            if ended_at is None and writer.poll() is not None:
+                ended_at = time.perf_counter()
+            if ended_at is not None and (not ready or time.perf_counter() - ended_at > _PATIENCE_S):
                 break
             for key, _ in ready:
                 for frame in key.data.frames():
                     now = time.perf_counter_ns()
+                    if _MARK not in frame:
+                        continue
                     frames += 1
-                    lines = frame.split(b'"line":"@')[1:]
-                    received += len(lines)
-                    late_ms += [
-                        (now - int(line[: line.index(b'"')])) / 1e6 for line in lines[:: max(1, len(lines) // 4)]
-                    ]
+                    received += frame.count(_MARK)
+                    for at in (frame.find(_MARK), frame.rfind(_MARK)):
+                        written_at = frame[at + len(_MARK) : frame.index(b'"', at + len(_MARK))]
+                        late_ms.append((now - int(written_at)) / 1e6)
     return late_ms, received, frames
 
 
