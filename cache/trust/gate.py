@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, partial
 from typing import Final
 
 from cache.store import Store
 from cache.trust.decision import Decision, Ruling
 from cache.trust.local_signatures import local_signatures
 from cache.trust.made_here import MadeHere, MadeHereRecords
-from cache.trust.policy_file import Policy, Requirement, What
+from cache.trust.policy_file import FileIdentity, Policy, Requirement, What, path_identity
 from cache.trust.policy_source import PolicySource
 from cache.trust.scopes import DEFAULT, scopes_of
 from cache.trust.signature_manifest import SignatureManifest
@@ -21,13 +22,25 @@ from spec.errors import InvalidReference
 from spec.reference import PathSource, Reference, Source, parse_reference
 
 Signatures = Callable[[], Sequence[SignatureManifest]]
+_MAX_KNOWN: Final = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What a decision was made from. Signatures are found by the index, and their blobs have their digests."""
+
+    policy: Policy
+    index: FileIdentity | None
+    made_here: FileIdentity | None
 
 
 class Gate:
-    """Safe for threads; methods block on the disk."""
+    """Safe for threads; methods block on the disk, for microseconds where a decision is known and still holds."""
 
     def __init__(self, store: Store, policy: PolicySource) -> None:
         self.policy: Final = policy
+        self._index = store.root / "index.json"
+        self._known: dict[tuple[Digest, Source, bool], tuple[_Seen, Decision]] = {}
         self._store = store
         self._made_here = MadeHereRecords(store.trust_dir, store.temp)
 
@@ -55,10 +68,28 @@ class Gate:
         policy = self.policy.current()
         if policy is None:
             return Decision(digest=digest, policy=None)
+        if signatures is not None:
+            return self._decided(policy, digest, source, ram_snapshot, signatures)
+        # What all of it depends on; looked at before, so that a change meanwhile is seen the next time.
+        seen = _Seen(policy, path_identity(self._index), path_identity(self._made_here.path(digest)))
+        asked = (digest, source, ram_snapshot)
+        known = self._known.get(asked)
+        if known is None or known[0] != seen:
+            decision = self._decided(
+                policy, digest, source, ram_snapshot, partial(local_signatures, self._store, digest)
+            )
+            if len(self._known) >= _MAX_KNOWN:
+                self._known.clear()
+            known = self._known[asked] = seen, decision
+        return known[1]
+
+    def _decided(
+        self, policy: Policy, digest: Digest, source: Source, ram_snapshot: bool, signatures: Signatures
+    ) -> Decision:
         names = self._names(digest, source)
         what: tuple[What, ...] = ("artifact", "ramSnapshot") if ram_snapshot else ("artifact",)
         made_here = policy.local_snapshots == "accept" and self._made_here.find(digest) is not None
-        once = cache(signatures or (lambda: local_signatures(self._store, digest)))
+        once = cache(signatures)
         rulings = [
             ruling
             for name in names

@@ -69,12 +69,12 @@ class MadeHereRecords:
         sealed = msgspec.json.encode(_Sealed(record=msgspec.Raw(encoded), mac=_mac(self._own_key(), encoded)))
         with host_errors(self._directory):
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_durably(self._path(record.digest), sealed, self._temp)
+        write_durably(self.path(record.digest), sealed, self._temp)
 
     def find(self, digest: Digest) -> MadeHere | None:
         """The record of an artifact; None if there is none, or none that this store has written."""
         try:
-            with os.fdopen(open_regular(self._path(digest), follow_links=False), "rb") as file:
+            with os.fdopen(open_regular(self.path(digest), follow_links=False), "rb") as file:
                 sealed = from_json(file.read(_MAX_RECORD_BYTES), _Sealed)
             key = self._existing_key()
             if not hmac.compare_digest(sealed.mac.encode(), _mac(key, bytes(sealed.record)).encode()):
@@ -84,7 +84,8 @@ class MadeHereRecords:
             return None
         return record if record.digest == digest else None
 
-    def _path(self, digest: str) -> Path:
+    def path(self, digest: str) -> Path:
+        """Where the record of an artifact is, or would be."""
         return self._directory / f"{file_name(Digest(digest))}.json"
 
     def _own_key(self) -> bytes:

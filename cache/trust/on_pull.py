@@ -17,7 +17,7 @@ from cache.trust.local_signatures import keep_signatures, local_signatures
 from cache.trust.remote_signatures import remote_signatures
 from cache.trust.signature_manifest import SignatureManifest
 from spec.digest import Digest
-from spec.errors import OvmsError
+from spec.errors import OvmsError, PolicyRejected
 from spec.reference import Reference
 
 _log: Final = structlog.get_logger(__name__)
@@ -51,7 +51,13 @@ class PulledSignatures:
                 return [*fetched, *local_signatures(self._store, digest)]
 
             decision = gate.decide(digest, self._reference, ram_snapshot=with_ram, signatures=signatures)
-            decision.require(str(self._reference))
+            try:
+                decision.require(str(self._reference))
+            except PolicyRejected as error:
+                _log.warning(
+                    "not admitted to be pulled", artifact=str(self._reference), digest=digest, why=error.detail
+                )
+                raise
 
         await asyncio.to_thread(ask)
 

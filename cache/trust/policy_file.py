@@ -151,6 +151,14 @@ def file_identity(status: os.stat_result) -> FileIdentity:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
+def path_identity(path: Path) -> FileIdentity | None:
+    """Of the file at a path; None if there is none, or none that we may look at."""
+    try:
+        return file_identity(path.stat())
+    except OSError:
+        return None
+
+
 def _read(path: Path, max_bytes: int, files: dict[Path, FileIdentity]) -> bytes:
     """A file that nobody but its owner, this user or root, can write to: whoever can write to it makes the policy."""
 

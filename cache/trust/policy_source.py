@@ -7,7 +7,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Final
 
-from cache.trust.policy_file import Policy, file_identity, read_policy
+from cache.trust.policy_file import Policy, path_identity, read_policy
 from spec.errors import InvalidPolicy
 
 DEFAULT_PATH: Final = Path("etc/policy.toml")
@@ -48,7 +48,4 @@ class PolicySource:
 
 
 def _is_as_read(policy: Policy) -> bool:
-    try:
-        return all(file_identity(path.stat()) == identity for path, identity in policy.files.items())
-    except OSError:
-        return False
+    return all(path_identity(path) == identity for path, identity in policy.files.items())

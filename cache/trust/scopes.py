@@ -5,7 +5,7 @@
     registry.example.com/team/app      one repository
     registry.example.com/team          a namespace, with all below it
     registry.example.com               a registry, with or without a port
-    *.example.com                      all registries below a domain
+    *.example.com                      all registries below a domain (an IP address has none)
     local:demo, local:                 names without a registry: demo and demo/…, or all of them
 
 Only the nearest scope counts. Hosts are compared without regard to case and without the port 443, which is implied.
@@ -57,7 +57,8 @@ def scopes_of(reference: Reference) -> list[str]:
         return [*(f"{LOCAL}{path}" for path in paths), LOCAL]
     host = _host(reference.registry)
     labels = host.split(".")
-    domains = [f"*.{'.'.join(labels[at:])}" for at in range(1, len(labels))]
+    is_address = labels[-1].partition(":")[0].isdigit() or host.startswith("[")
+    domains = [] if is_address else [f"*.{'.'.join(labels[at:])}" for at in range(1, len(labels))]
     return [*(f"{host}/{path}" for path in paths), host, *domains]
 
 

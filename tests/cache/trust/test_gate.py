@@ -128,6 +128,35 @@ def test_a_signature_by_the_demanded_key(store: Store, gate: Gate, digest: Diges
     assert check.key == str(store.root / "etc" / "team.pub")
 
 
+def test_a_decision_is_remembered_until_something_changes(
+    store: Store, gate: Gate, digest: Digest, write: Write, policy: Path
+) -> None:
+    write("team")
+    sign(store, digest, TEAM)
+    first = decide(gate, digest)
+    assert first.refused is None
+    assert decide(gate, digest) is first
+    store.tag("copy:1", digest)  # another index
+    again = decide(gate, digest)
+    assert again is not first
+    assert again.refused is None
+    (policy.parent / "team.pub").write_bytes(CI.public.pem)
+    assert decide(gate, digest).refused is not None
+    (policy.parent / "team.pub").write_bytes(TEAM.public.pem)
+    assert decide(gate, digest).refused is None
+    for each in store.referrers(digest):
+        store.unlist(each.digest)
+    assert decide(gate, digest).refused is not None
+
+
+def test_a_record_that_is_taken_away_is_missed(store: Store, gate: Gate, digest: Digest, write: Write) -> None:
+    write()
+    gate.note_made_here(digest, BASE)
+    assert decide(gate, digest).refused is None
+    record_of(store, digest).unlink()
+    assert decide(gate, digest).refused is not None
+
+
 def test_all_requirements_must_hold(store: Store, gate: Gate, digest: Digest, write: Write) -> None:
     write("team ci")
     sign(store, digest, TEAM)

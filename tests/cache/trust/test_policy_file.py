@@ -164,6 +164,8 @@ def test_without_a_policy_there_is_none_until_there_is(tmp_path: Path) -> None:
             ["reg.example.com:5000/a", "reg.example.com:5000", "*.example.com:5000", "*.com:5000"],
         ),
         ("localhost/a", ["localhost/a", "localhost"]),
+        ("127.0.0.1:5000/a", ["127.0.0.1:5000/a", "127.0.0.1:5000"]),
+        ("[::1]:5000/a", ["[::1]:5000/a", "[::1]:5000"]),
         ("demo:base", ["local:demo", "local:"]),
         ("team/app", ["local:team/app", "local:team", "local:"]),
     ],
