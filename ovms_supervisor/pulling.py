@@ -18,7 +18,7 @@ from cache.registry.pull import Pulled, PullOptions, pull
 from cache.registry.sink import SinkFor, no_sink
 from cache.store import Store
 from cache.trust.gate import Gate
-from cache.trust.on_pull import pulled_signatures
+from cache.trust.on_pull import PulledSignatures
 from ovms_supervisor.config import Settings
 from ovms_supervisor.events import EventHub
 from ovms_supervisor.registries import access_of
@@ -45,7 +45,7 @@ class Pulling:
         """No I/O."""
         self._settings, self._store, self._events = settings, store, events
         self._platform, self._residency = platform, residency
-        self._gate = gate if settings.verify_on_pull else None
+        self._gate = gate
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def find(self, reference: Reference, policy: PullPolicy, *, ram_snapshot: bool) -> Digest:
@@ -57,24 +57,37 @@ class Pulling:
         """
         if policy == "never":
             return (await self._found(reference)).digest
-        sink_for = self._residency.sink_for
-        return (await self._turn(reference, policy, sink_for, ram_snapshot=ram_snapshot)).digest
+        signatures = self._signatures(reference, None, ram_snapshot=ram_snapshot)
+        return (await self._turn(reference, policy, self._residency.sink_for, signatures)).digest
 
-    async def pull(self, reference: Reference, policy: PullPolicy = "always", *, resident: bool = False) -> Pulled:
+    async def pull(
+        self,
+        reference: Reference,
+        policy: PullPolicy = "always",
+        *,
+        resident: bool = False,
+        verify: bool | None = None,
+    ) -> Pulled:
         """Have the artifact in the store, and with ``resident`` its RAM image in memory, made while it arrives.
 
-        Its signatures come with it; the policy is asked before blobs are fetched, if that is configured. Raises what
-        ``cache.registry.pull`` raises, and ``ResidentImages.lease``; then the artifact may be there.
+        Its signatures come with it. ``verify``: whether the policy is asked before blobs are fetched; None: as
+        configured. Raises PolicyRejected, InvalidPolicy, and what ``cache.registry.pull`` raises, and
+        ``ResidentImages.lease``; then the artifact may be there.
         """
         began_s = time.monotonic()
-        pulled = await self._turn(reference, policy, self._residency.sink_for if resident else no_sink)
+        signatures = self._signatures(reference, verify, ram_snapshot=True)
+        pulled = await self._turn(reference, policy, self._residency.sink_for if resident else no_sink, signatures)
         size_bytes = await self._residency.ensure(pulled.digest) if resident else None
         if size_bytes is None:
             return pulled
         return replace(pulled, resident_ms=(time.monotonic() - began_s) * 1000, resident_bytes=size_bytes)
 
+    def _signatures(self, reference: Reference, verify: bool | None, *, ram_snapshot: bool) -> PulledSignatures:
+        asked = self._settings.verify_on_pull if verify is None else verify
+        return PulledSignatures(self._store, self._gate if asked else None, reference, ram_snapshot=ram_snapshot)
+
     async def _turn(
-        self, reference: Reference, policy: PullPolicy, sink_for: SinkFor, *, ram_snapshot: bool = True
+        self, reference: Reference, policy: PullPolicy, sink_for: SinkFor, signatures: PulledSignatures
     ) -> Pulled:
         turn = self._turns.setdefault(str(reference), asyncio.Lock())
         async with turn:  # who waited for the same finds it there, or has little left to do
@@ -83,7 +96,7 @@ class Pulling:
                     return await self._found(reference)
                 except ArtifactNotFound:
                     pass
-            return await self._pull(reference, sink_for, ram_snapshot)
+            return await self._pull(reference, sink_for, signatures)
 
     async def _found(self, reference: Reference) -> Pulled:
         def look() -> Artifact:
@@ -101,19 +114,16 @@ class Pulling:
             total_ms=0.0,
         )
 
-    async def _pull(self, reference: Reference, sink_for: SinkFor, ram_snapshot: bool) -> Pulled:
+    async def _pull(self, reference: Reference, sink_for: SinkFor, signatures: PulledSignatures) -> Pulled:
         telling = TransferEvents(self._events, "pull", reference)
         options = PullOptions(
             platform=self._platform,
             downloads=Downloads(report=telling.report, sink_for=sink_for),
+            approve=signatures.approve,
             begin=telling.begin,
         )
         with telling.failures():
-            async with (
-                open_registries(access_of(self._settings)) as registries,
-                pulled_signatures(self._store, self._gate, reference, ram_snapshot=ram_snapshot) as signatures,
-            ):
-                options = replace(options, approve=signatures.approve)
+            async with open_registries(access_of(self._settings)) as registries, signatures:
                 pulled = await pull(self._store, registries.repository(reference), reference, options)
                 await signatures.keep(pulled.digest)
         telling.done(

@@ -157,15 +157,18 @@ class Supervisor:
             raise Conflict("the daemon is ending and starts nothing any more", remedy="Start it on the next daemon.")
         return await owned(self._tasks, partial(self._start, request), "start")
 
-    async def pull(self, reference: Reference, policy: PullPolicy, *, resident: bool = False) -> Pulled:
+    async def pull(
+        self, reference: Reference, policy: PullPolicy, *, resident: bool = False, verify: bool | None = None
+    ) -> Pulled:
         """Have the artifact of a reference with a registry in the store, and with ``resident`` its RAM in memory.
 
-        Raises ArtifactNotFound, Corrupt*, InvalidManifest, UnsupportedManifest, NoSpace, RegistryError and its kinds.
+        ``verify``: whether the policy is asked first; None: as configured. Raises PolicyRejected, InvalidPolicy,
+        ArtifactNotFound, Corrupt*, InvalidManifest, UnsupportedManifest, NoSpace, RegistryError and its kinds.
         """
         if self._draining:
             raise Conflict("the daemon is ending and pulls nothing any more")
         try:
-            work = partial(self._host.pulling.pull, reference, policy, resident=resident)
+            work = partial(self._host.pulling.pull, reference, policy, resident=resident, verify=verify)
             return await owned(self._tasks, work, "pull")
         finally:
             self.housekeeping.grown()

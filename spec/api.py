@@ -95,6 +95,8 @@ class PullRequest(_Request, frozen=True, kw_only=True):
     wait: bool = True
     resident: bool = False
     """Make its RAM image resident, too, if it has one: decoded while it arrives."""
+    verify: bool | None = None
+    """Ask the policy before blobs are fetched; by default as configured. A start asks it in any case."""
 
 
 class PullReply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

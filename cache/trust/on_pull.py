@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
-from typing import Final
+from contextlib import suppress
+from types import TracebackType
+from typing import Final, Self
 
 import structlog
 
@@ -26,10 +26,11 @@ _log: Final = structlog.get_logger(__name__)
 class PulledSignatures:
     """For one pull: :meth:`approve` is its ``approve``, :meth:`keep` comes when the artifact is in the store.
 
-    Made by :func:`pulled_signatures`.
+    An async context manager, which ends before the connections to registries do.
     """
 
-    def __init__(self, store: Store, gate: Gate | None, reference: Reference, *, ram_snapshot: bool) -> None:
+    def __init__(self, store: Store, gate: Gate | None, reference: Reference, *, ram_snapshot: bool = True) -> None:
+        """``gate``: asked before blobs are fetched; None: nobody is. ``ram_snapshot``: whether its RAM may be used."""
         self._store, self._gate, self._reference = store, gate, reference
         self._ram_snapshot = ram_snapshot
         self._fetching: asyncio.Task[list[SignatureManifest]] | None = None
@@ -78,24 +79,13 @@ class PulledSignatures:
     def _keep(self, digest: Digest, signatures: list[SignatureManifest]) -> int:
         return sum(keep_signatures(self._store, digest, self._reference.name, each) for each in signatures)
 
-    async def close(self) -> None:
-        """Fetch no more."""
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._fetching is not None:
             self._fetching.cancel()
             with suppress(asyncio.CancelledError, OvmsError):
                 await self._fetching
-
-
-@asynccontextmanager
-async def pulled_signatures(
-    store: Store, gate: Gate | None, reference: Reference, *, ram_snapshot: bool = True
-) -> AsyncIterator[PulledSignatures]:
-    """For the length of a pull. ``gate``: asked before blobs are fetched; None: nobody is.
-
-    ``ram_snapshot``: whether the RAM of the artifact may be used, so that the rules for it count.
-    """
-    signatures = PulledSignatures(store, gate, reference, ram_snapshot=ram_snapshot)
-    try:
-        yield signatures
-    finally:
-        await signatures.close()

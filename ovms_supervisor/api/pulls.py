@@ -19,7 +19,7 @@ async def pull(request: web.Request) -> web.Response:
     Query(request)
     body = await read_body(request, PullRequest)
     reference = remote_reference(body.reference)
-    change = context.supervisor.pull(reference, body.policy, resident=body.resident)
+    change = context.supervisor.pull(reference, body.policy, resident=body.resident, verify=body.verify)
     if not body.wait:
         context.operations.begin(change)
         return reply(PullReply(reference=str(reference), status="pulling"), status=202)

@@ -27,7 +27,10 @@ def names_registry(source: str) -> bool:
 async def pull_through_daemon(
     invocation: Invocation, source: str, policy: Literal["missing", "always"], *, resident: bool
 ) -> str:
-    """Have it in the daemon's store, and with ``resident`` its RAM in memory; returns what to start from there."""
+    """Have it in the daemon's store, and with ``resident`` its RAM in memory; returns what to start from there.
+
+    Without its RAM, the policy is asked by the start alone, which knows that the rules for RAM don't count.
+    """
     from spec.reference import parse_reference
 
     parsed = parse_reference(source)
@@ -36,7 +39,9 @@ async def pull_through_daemon(
         async with invocation.client() as client:
             try:
                 async with watched(client, "pull", reference, display):
-                    reply = await client.pull(reference, policy=policy, resident=resident)
+                    reply = await client.pull(
+                        reference, policy=policy, resident=resident, verify=None if resident else False
+                    )
             except asyncio.CancelledError:
                 output.message("ovm: interrupted; the daemon goes on pulling")
                 raise

@@ -98,12 +98,14 @@ class Client:
         policy: Literal["missing", "always"] = "always",
         wait: bool = True,
         resident: bool = False,
+        verify: bool | None = None,
     ) -> PullReply:
         """Have an artifact of a registry in the daemon's store; takes as long as it takes, unless without ``wait``.
 
         With ``resident`` its RAM image is made in memory while it arrives: a start then need not wait for it.
+        ``verify``: whether the policy is asked before blobs are fetched; None: as the daemon is configured.
         """
-        body = PullRequest(reference=reference, policy=policy, wait=wait, resident=resident)
+        body = PullRequest(reference=reference, policy=policy, wait=wait, resident=resident, verify=verify)
         return await self._connection.call("POST", "/pull", PullReply, body=body, limit_s=None if wait else ANSWER_S)
 
     async def push(self, reference: str, *, source: str | None = None, wait: bool = True) -> PushReply:

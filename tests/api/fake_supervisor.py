@@ -168,8 +168,9 @@ class FakeSupervisor:
         await instance.console.close(None)
         del self._instances[instance.id]
 
-    async def pull(self, reference: Reference, policy: str, *, resident: bool) -> Pulled:
-        await self._change(f"pull {reference} {policy}{' resident' if resident else ''}")
+    async def pull(self, reference: Reference, policy: str, *, resident: bool, verify: bool | None) -> Pulled:
+        asked = {None: "", True: " verified", False: " unverified"}[verify]
+        await self._change(f"pull {reference} {policy}{' resident' if resident else ''}{asked}")
         self.events.publish("pull.done", reference=str(reference))
         return Pulled(
             reference=reference,

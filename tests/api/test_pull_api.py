@@ -62,3 +62,10 @@ async def test_a_client_that_leaves_leaves_the_pull(client: Client, supervisor: 
     supervisor.hold.set()
     await daemon.context.operations.drain(10)
     assert supervisor.calls == [f"pull {REFERENCE} always"]
+
+
+async def test_whether_the_policy_is_asked_can_be_told(http: aiohttp.ClientSession, supervisor: FakeSupervisor) -> None:
+    for verify in (True, False, None):
+        async with http.post("/pull", json={"reference": REFERENCE, "verify": verify}) as response:
+            assert response.status == 200
+    assert [each.rpartition(" ")[2] for each in supervisor.calls] == ["verified", "unverified", "always"]

@@ -72,7 +72,7 @@ async def _pull(
     from cache.registry.download import Downloads
     from cache.registry.pull import PullOptions, pull, wanted_of
     from cache.trust.gate import Gate
-    from cache.trust.on_pull import pulled_signatures
+    from cache.trust.on_pull import PulledSignatures
     from cache.trust.policy_source import PolicySource
     from ovms_supervisor.registries import access_of
 
@@ -86,7 +86,7 @@ async def _pull(
     try:
         async with (
             open_registries(access_of(settings, plain_http=hosts)) as registries,
-            pulled_signatures(store, gate, reference) as signatures,
+            PulledSignatures(store, gate, reference) as signatures,
         ):
             options = PullOptions(
                 platform=platform,

@@ -20,7 +20,7 @@ from cache.store import Store
 from cache.trust.gate import Gate
 from cache.trust.keys import PrivateKey
 from cache.trust.local_signatures import keep_signatures, local_signatures
-from cache.trust.on_pull import pulled_signatures
+from cache.trust.on_pull import PulledSignatures
 from cache.trust.policy_source import PolicySource
 from cache.trust.push_signatures import push_signatures
 from cache.trust.remote_signatures import remote_signatures
@@ -82,7 +82,7 @@ async def pulled(other: Store, registries: Registries, reference: Reference, *, 
         raise AssertionError("no index here")
 
     gate = Gate(other, PolicySource(other.root, None)) if ask else None
-    async with pulled_signatures(other, gate, reference) as signatures:
+    async with PulledSignatures(other, gate, reference) as signatures:
         options = PullOptions(platform=platform, approve=signatures.approve)
         done = await pull(other, registries.repository(reference), reference, options)
         await signatures.keep(done.digest)
