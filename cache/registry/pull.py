@@ -14,6 +14,7 @@ from typing import Any, Final, TypeVar
 
 from cache.artifact import Artifact, decode_artifact, decode_oci_manifest, manifest_layer
 from cache.partial_blob import PartialBlob
+from cache.registry.blob_places import BlobPlaces
 from cache.registry.client import FetchedManifest, Repository
 from cache.registry.download import Download, Downloads, Fetched
 from cache.registry.index_choice import HostPlatform, choose_entry, is_index
@@ -110,6 +111,7 @@ class _Pull:
             await _to_its_end(asyncio.to_thread(self._give_up))
             raise
         await _to_its_end(asyncio.to_thread(self._store.leave, [*self._documents, *self._arrived]))
+        await asyncio.to_thread(self._note_places, artifact)
         return Pulled(
             reference=self._reference,
             digest=digest,
@@ -128,6 +130,12 @@ class _Pull:
             partial = PartialBlob(self._store.partial_dir, blob)
             if partial.acquire():
                 partial.remove()
+
+    def _note_places(self, artifact: Artifact) -> None:
+        """Where the blobs are, for a push to another repository of that registry."""
+        places = BlobPlaces(self._store.root / "ovms.blobs", self._store.temp)
+        blobs = [each.content_digest for each in artifact.blobs]
+        places.note(self._repository.origin.authority, self._repository.name, blobs)
 
     def _give_up(self) -> None:
         self._store.leave(self._arrived)

@@ -7,6 +7,7 @@ import json
 import random
 import shutil
 import subprocess
+import traceback
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -17,7 +18,9 @@ from cache.artifact import Artifact
 from cache.pack import pack
 from cache.registry.blob_places import BlobPlaces
 from cache.registry.client import Repository
+from cache.registry.index_choice import HostPlatform
 from cache.registry.manifest_upload import push_small
+from cache.registry.pull import PullOptions, pull
 from cache.registry.push import Pushed, push
 from cache.registry.referrer_index import fallback_tag
 from cache.registry.referrers import list_referrers, signatures_by_tag
@@ -30,12 +33,20 @@ from cache.trust.signature_manifest import SignatureManifest, decode_signature_m
 from cache.trust.verification import NamedKey, verify
 from spec import media_types
 from spec.digest import Digest, digest_of
-from spec.errors import ArtifactNotFound, BlobNotFound, DigestMismatch, InvalidReference, RegistryRefused
+from spec.errors import (
+    ArtifactNotFound,
+    AuthenticationFailed,
+    BlobNotFound,
+    DigestMismatch,
+    InvalidReference,
+    RegistryRefused,
+)
 from spec.oci import EMPTY_DESCRIPTOR, Descriptor, ImageManifest, encode
 from spec.reference import parse_reference
 from tests.cache.conftest import Packing
 from tests.cache.docker_registry import docker_registry
-from tests.cache.registry.small_registry import serving
+from tests.cache.registry.conftest import log_in
+from tests.cache.registry.small_registry import basic, serving
 from tests.cache.registry.upload_registry import UploadRegistry
 from tests.cache.test_snapshot_artifact import snapshot
 
@@ -98,6 +109,55 @@ async def test_another_repository_of_the_registry_gives_its_blobs(
     registry.owned.clear()
     third = await pushed(store, base, session, f"{registry.host}/team/three:1")
     assert (third.sent_bytes, third.mounted_bytes) == (first.sent_bytes, 0)
+
+
+async def test_what_was_pulled_from_there_is_mounted_too(
+    store: Store, base: Artifact, session: Session, registry: UploadRegistry, tmp_path: Path
+) -> None:
+    source = parse_reference(f"{registry.host}/team/one:1")
+    await pushed(store, base, session, str(source))
+    other = await asyncio.to_thread(_made, tmp_path / "other")
+    await pull(other, Repository(session, source), source, PullOptions(platform=_nothing))
+    result = await pushed(other, base, session, f"{registry.host}/team/two:1")
+    assert (result.sent_bytes, result.mounted_bytes) == (0, sum(each.size for each in base.blobs))
+    await asyncio.to_thread(other.close)
+
+
+def _made(root: Path) -> Store:
+    store = Store(root)
+    store.create()
+    return store
+
+
+async def _nothing() -> HostPlatform:
+    raise AssertionError("it is no index")
+
+
+CANARY = "c4n4ry-in-the-password"
+
+
+@pytest.mark.parametrize("auth", ["basic", "token"])
+@pytest.mark.parametrize("field", ["auth", "identitytoken", "registrytoken"])
+async def test_no_secret_is_told_when_a_push_is_denied(
+    store: Store,
+    base: Artifact,
+    session: Session,
+    registry: UploadRegistry,
+    auth_file: Path,
+    caplog: pytest.LogCaptureFixture,
+    auth: str,
+    field: str,
+) -> None:
+    caplog.set_level("DEBUG")
+    registry.auth = auth
+    encoded = basic("me", CANARY)
+    log_in(auth_file, registry, **{field: encoded if field == "auth" else CANARY})
+    with pytest.raises(AuthenticationFailed) as caught:
+        await pushed(store, base, session, f"{registry.host}/team/demo:1")
+    error = caught.value
+    told = "".join(traceback.format_exception(error)) + repr(error.fields) + error.remedy + caplog.text
+    assert CANARY not in told
+    assert encoded not in told
 
 
 async def test_a_snapshot_brings_its_base_with_it(
