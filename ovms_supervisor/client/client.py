@@ -204,8 +204,8 @@ class Client:
         query = {
             "follow": follow, "tail": tail, "since": since, "until": until, "timestamps": timestamps, "format": "plain"
         }  # fmt: skip
-        async with self._connection.stream(_logs_path(instance_id), query, accept="text/plain") as content:
-            async for chunk in content.iter_any():
+        async with self._connection.stream(_logs_path(instance_id), query, accept="text/plain") as reply:
+            async for chunk in reply.pieces():
                 yield chunk
 
     async def log_lines(
@@ -219,14 +219,14 @@ class Client:
     ) -> AsyncGenerator[LogLine | LogGap | LogEnd, None]:
         """The console line by line, with numbers, times, gaps, and the end of the instance."""
         query = {"follow": follow, "tail": tail, "since": since, "until": until, "format": "json"}
-        async with self._connection.stream(_logs_path(instance_id), query, accept=_JSON_LINES) as content:
-            async for line in content:
+        async with self._connection.stream(_logs_path(instance_id), query, accept=_JSON_LINES) as reply:
+            async for line in reply.lines():
                 yield _log_item(line)
 
     async def events(self, *, since: int | None = None) -> AsyncGenerator[Event, None]:
         """What happens from now on; with ``since`` first what happened after the event of that number."""
-        async with self._connection.stream("/events", {"since": since}, accept=_JSON_LINES) as content:
-            async for line in content:
+        async with self._connection.stream("/events", {"since": since}, accept=_JSON_LINES) as reply:
+            async for line in reply.lines():
                 yield decode_line(line, Event)
 
     async def images(self) -> list[ImageInfo]:

@@ -8,10 +8,11 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlencode
 
-import aiohttp
 import msgspec
 
+from ovms_supervisor.client.http import BrokenReply, HttpPool, Reply
 from spec.api import Problem
 from spec.decoding import NotDecodable, from_json
 from spec.errors import DaemonUnreachable, InternalError, OvmsError, PermissionMissing, class_for_code
@@ -20,7 +21,6 @@ T = TypeVar("T")
 
 CONNECT_S = 5.0
 _PROBLEM = "application/problem+json"
-_MAX_LINE_BYTES = 1 << 20
 
 Query = Mapping[str, str | int | float | bool | None]
 
@@ -30,22 +30,17 @@ class Connection:
 
     def __init__(self, socket: Path) -> None:
         self._socket = socket
-        self._session: aiohttp.ClientSession | None = None
+        self._pool: HttpPool | None = None
 
     def open(self) -> None:
         """Make the pool; nothing is connected yet."""
-        self._session = aiohttp.ClientSession(
-            "http://ovms",
-            connector=aiohttp.UnixConnector(str(self._socket)),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S),
-            read_bufsize=_MAX_LINE_BYTES,
-        )
+        self._pool = HttpPool(self._socket, connect_limit_s=CONNECT_S)
 
     async def close(self) -> None:
         """Close all connections."""
-        if self._session:
-            await self._session.close()
-            self._session = None
+        if self._pool:
+            pool, self._pool = self._pool, None
+            await pool.close()
 
     async def call(
         self,
@@ -74,10 +69,10 @@ class Connection:
         return _decode(content, kind)
 
     @asynccontextmanager
-    async def stream(self, path: str, query: Query, *, accept: str) -> AsyncIterator[aiohttp.StreamReader]:
-        """The body of a GET as it comes. Raises as :meth:`call`, also when the stream breaks off."""
+    async def stream(self, path: str, query: Query, *, accept: str) -> AsyncIterator[Reply]:
+        """The reply to a GET, to be read as it comes. Raises as :meth:`call`, also when the stream breaks off."""
         async with self._request("GET", path, None, query, (), accept) as reply:
-            yield reply.content
+            yield reply
 
     @asynccontextmanager
     async def _request(
@@ -88,20 +83,17 @@ class Connection:
         query: Query | None,
         accept_status: tuple[int, ...],
         accept: str = "application/json",
-    ) -> AsyncIterator[aiohttp.ClientResponse]:
-        if self._session is None:
+    ) -> AsyncIterator[Reply]:
+        if self._pool is None:
             raise RuntimeError("the client is used outside of its 'async with'")
         headers = {"Accept": accept}
         if body is not None:
             headers["Content-Type"] = "application/json"
+        given = _text(query)
+        target = f"{path}?{urlencode(given)}" if given else path
+        data = None if body is None else msgspec.json.encode(body)
         with self._unreachable():
-            async with self._session.request(
-                method,
-                path,
-                params=_text(query),
-                data=None if body is None else msgspec.json.encode(body),
-                headers=headers,
-            ) as reply:
+            async with self._pool.exchange(method, target, headers, data) as reply:
                 if reply.status >= 400 and reply.status not in accept_status:
                     raise error_of(reply.status, reply.content_type, await reply.read())
                 yield reply
@@ -110,19 +102,19 @@ class Connection:
     def _unreachable(self) -> Iterator[None]:
         try:
             yield
-        except aiohttp.ClientConnectorError as error:
-            if error.errno == errno.EACCES:
-                raise PermissionMissing(
-                    f"the daemon's socket {self._socket} is not open to this user",
-                    remedy="Join the group of the socket (socket_group), or use a daemon of your own with --run-dir.",
-                ) from None
-            why = "no socket there" if error.errno == errno.ENOENT else error.strerror or str(error)
-            raise DaemonUnreachable(f"no daemon answers on {self._socket} ({why})") from None
-        except aiohttp.ClientError as error:
+        except BrokenReply as error:
             raise DaemonUnreachable(
-                f"the daemon on {self._socket} broke the connection off ({type(error).__name__})",
+                f"the daemon on {self._socket} broke the connection off ({error})",
                 remedy="See the daemon's log; ask again once it runs.",
             ) from error
+        except PermissionError:
+            raise PermissionMissing(
+                f"the daemon's socket {self._socket} is not open to this user",
+                remedy="Join the group of the socket (socket_group), or use a daemon of your own with --run-dir.",
+            ) from None
+        except OSError as error:
+            why = "no socket there" if error.errno == errno.ENOENT else error.strerror or str(error)
+            raise DaemonUnreachable(f"no daemon answers on {self._socket} ({why})") from None
 
 
 def decode_line(line: bytes, kind: type[T]) -> T:

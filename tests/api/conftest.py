@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ from ovms_supervisor.api.app import create_app
 from ovms_supervisor.api.context import Context
 from ovms_supervisor.api.listen import listen
 from ovms_supervisor.client import Client
+from ovms_supervisor.client.http import HttpPool, Reply
 from ovms_supervisor.log_setup import logging_to
 from ovms_supervisor.loop_lag import LoopLag
 from ovms_supervisor.metrics import Metrics
-from tests.api.document import judged
+from tests.api.document import judge, judged
 from tests.api.fake_supervisor import FakeSupervisor
 
 
@@ -36,6 +38,18 @@ def _every_exchange_is_judged(monkeypatch: pytest.MonkeyPatch) -> None:
         init(self, *args, middlewares=(judged,), **kwargs)
 
     monkeypatch.setattr(aiohttp.ClientSession, "__init__", judged_init)
+    exchange = HttpPool.exchange
+
+    @asynccontextmanager
+    async def judged_exchange(
+        self: HttpPool, method: str, target: str, headers: Mapping[str, str], body: bytes | None = None
+    ) -> AsyncIterator[Reply]:
+        async with exchange(self, method, target, headers, body) as reply:
+            content = None if reply.is_streamed else await reply.read()
+            judge(method, target, body, reply.status, reply.headers, reply.content_type, content)
+            yield reply
+
+    monkeypatch.setattr(HttpPool, "exchange", judged_exchange)
 
 
 @pytest.fixture

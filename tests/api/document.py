@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Container
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, unquote
 
 import aiohttp
 import yaml
@@ -138,23 +139,38 @@ def check_response(operation: Operation | None, status: int, content_type: str, 
 async def judged(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
     """Client middleware: fails the test whose exchange breaks the document."""
     response = await handler(request)
-    operation = operation_for(request.method, request.url.path)
-    where = f"{request.method} {request.url.raw_path_qs} → {response.status}"
     body_object = request.body
     sent = body_object if isinstance(body_object, bytes) else await body_object.as_bytes()
+    streamed = response.status == 101 or response.headers.get("Transfer-Encoding") == "chunked"
+    content = None if streamed else await response.read()
+    headers = {name.lower() for name in response.headers}
+    judge(request.method, request.url.raw_path_qs, sent, response.status, headers, response.content_type, content)
+    return response
+
+
+def judge(
+    method: str,
+    target: str,
+    sent: bytes | None,
+    status: int,
+    headers: Container[str],
+    content_type: str,
+    content: bytes | None,
+) -> None:
+    """Fail if an exchange breaks the document; ``content`` is None if it comes piece by piece."""
+    path, _, query = target.partition("?")
+    operation = operation_for(method, unquote(path))
     found = []
-    if operation and response.status < 400:
-        found += check_request(operation, request.url.query_string, sent)
-    if "X-Request-Id" not in response.headers and response.status != 101:
+    if operation and status < 400:
+        found += check_request(operation, query, sent)
+    if "x-request-id" not in headers and status != 101:
         found.append("no X-Request-Id")
-    streaming = response.headers.get("Transfer-Encoding") == "chunked"
-    if response.status == 101:
+    if status == 101:
         assert operation is not None
         if "101" not in operation.node["responses"]:
             found.append("an upgrade that the document does not have")
-    elif not streaming:
-        found += check_response(operation, response.status, response.content_type, await response.read())
-    elif operation and response.content_type not in operation.response(response.status).get("content", {}):
-        found.append(f"content type {response.content_type} is not in the document")
-    assert not found, f"{where}: {found}"
-    return response
+    elif content is not None:
+        found += check_response(operation, status, content_type, content)
+    elif operation and content_type not in operation.response(status).get("content", {}):
+        found.append(f"content type {content_type} is not in the document")
+    assert not found, f"{method} {target} → {status}: {found}"
