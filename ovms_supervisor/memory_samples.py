@@ -10,8 +10,8 @@ from typing import Final
 
 import anyio
 
+from cache.available_memory import memory_available_bytes, memory_installed_bytes
 from ovms_supervisor.config import Settings
-from ovms_supervisor.config.host import memory_available_bytes, memory_installed_bytes
 from ovms_supervisor.instance.capacity import Capacity
 from ovms_supervisor.instance.clone_memory import CloneFigures, CloneMemory
 from ovms_supervisor.instance.instance import Instance

@@ -180,6 +180,10 @@ class Vm(Protocol):
     def machine(self) -> Machine:
         """What it runs, with the disks it has now."""
 
+    @property
+    def resumed_at(self) -> float | None:
+        """When the vCPUs were let go the last time, by the monotonic clock; None: not by this object."""
+
     async def boot(self) -> None:
         """Cold boot; returns when vCPUs run."""
 

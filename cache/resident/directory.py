@@ -28,8 +28,10 @@ from typing import Final
 import msgspec
 import structlog
 
+from cache.available_memory import memory_available_bytes
 from cache.host_errors import host_errors
 from cache.ramsnap.image_files import RAM_NAME, STATE_NAME
+from cache.statfs import is_tmpfs
 from spec.decoding import NotDecodable, from_json
 from spec.digest import Digest, hex_of
 from spec.errors import CorruptRamsnap, OvmsError
@@ -146,9 +148,10 @@ class ImageDirectory:
                 shutil.rmtree(staging)
 
     def available_bytes(self) -> int:
-        """What the file system could still take."""
+        """What the file system could still take; a tmpfs may be larger than what the host has, which counts then."""
         figures = os.statvfs(self.path)
-        return figures.f_bavail * figures.f_frsize
+        free = figures.f_bavail * figures.f_frsize
+        return min(free, memory_available_bytes()) if is_tmpfs(self.path) else free
 
     def _place(self, digest: Digest) -> Path:
         return self.path / f"sha256-{hex_of(digest)}"

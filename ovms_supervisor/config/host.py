@@ -71,26 +71,6 @@ def meminfo() -> dict[str, int]:
     return figures
 
 
-def memory_available_bytes() -> int:
-    """``MemAvailable``: what could be given to programs without swapping."""
-    return _memory_now(b"MemAvailable:")
-
-
-def memory_installed_bytes() -> int:
-    """``MemTotal``."""
-    return _memory_now(b"MemTotal:")
-
-
-def _memory_now(name: bytes) -> int:
-    """Takes some ten microseconds: needs no thread."""
-    fd = os.open(_PROC / "meminfo", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        text = os.pread(fd, 4096, 0)
-    finally:
-        os.close(fd)
-    return int(text.partition(name)[2].split(maxsplit=1)[0]) * 1024
-
-
 def memory_total_bytes() -> int:
     """The memory this process can have: the host's, or less if a cgroup (v2) above it says so."""
     total = meminfo()["MemTotal"]

@@ -15,7 +15,7 @@ from pathlib import Path
 import anyio
 from anyio import to_thread
 
-from ovms_supervisor.config.host import memory_available_bytes
+from cache.available_memory import memory_available_bytes
 from ovms_supervisor.instance.clone_memory import CloneMemory
 from spec.errors import CapacityExceeded
 from spec.sizes import format_size

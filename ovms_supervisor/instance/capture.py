@@ -152,8 +152,10 @@ class Capture:
         return await run_sync(layering, self._instance.host.store, self._image, saved.changes)
 
     async def _copy_image(self) -> None:
-        """Before the pause, in which only the changed pages are put over it."""
-        stop = threading.Event()
+        """Before the pause, in which only the changed pages are put over it. Raises CapacityExceeded, NoSpace."""
+        stop, capacity = threading.Event(), self._instance.host.capacity
+        image = await run_sync(self._machine.ram.path.stat)
+        capacity.release(await capacity.reserve(image.st_blocks * 512, self._instance.paths.memory))
         work = partial(copy_image, self._machine.ram.path, self._ram, niceness=COPY_NICENESS, stop=stop)
         await finish_in_thread(work, current_default_thread_limiter(), stop)
 
@@ -185,13 +187,14 @@ class Capture:
                 await self._vm.pause()
         with self._watch.phase("save"):
             saved = await self._vm.save(target)
-            await run_sync(shared_devices.save, self._machine.devices, staging / "state")
+            if self._machine.devices:
+                await run_sync(shared_devices.save, self._machine.devices, staging / "state")
         return saved
 
     async def _restore(self, successor: Vm, staging: Path) -> None:
         with self._watch.phase("restore"):
             await successor.restore(staging / "state", resume=self._running)
-        self._end_pause()
+        self._end_pause(successor)
 
     async def _succeed(self, successor: Vm, record: VmRecord) -> None:
         """The successor runs: the instance is its process now, and the old one is retired."""
@@ -215,7 +218,7 @@ class Capture:
     async def _resume_in_place(self) -> None:
         with self._watch.phase("resume"):
             await self._go_on()
-            self._end_pause()
+            self._end_pause(self._vm)
         if self._overlay is not None:
             await self._overlay.settle()
         await self._write_down(None)
@@ -235,8 +238,10 @@ class Capture:
                 await self._instance.become(InstanceState.PAUSED, f"it did not go on after a snapshot: {error.detail}")
             raise
 
-    def _end_pause(self) -> None:
-        self._pause_ms = round((time.monotonic() - self._pause_began) * 1000, 3)
+    def _end_pause(self, vm: Vm) -> None:
+        """The guest stood still until its vCPUs went on; of one that was paused before, until the capture was done."""
+        until = vm.resumed_at if self._running and vm.resumed_at is not None else time.monotonic()
+        self._pause_ms = round((until - self._pause_began) * 1000, 3)
 
     async def _write_down(self, doing: Doing | None) -> None:
         self._instance.record.generation = self._generation

@@ -9,6 +9,7 @@ import asyncio
 import json
 import os
 import signal
+import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -101,6 +102,7 @@ class FakeVm:
         self.files = files
         self._machine = machine
         self._guest_ending: str | None = None
+        self.resumed_at: float | None = None
 
     @property
     def pid(self) -> int:
@@ -133,6 +135,7 @@ class FakeVm:
         self.guest.nonce = state["nonce"]
         await run_sync(self.say, f"restored nonce={self.guest.nonce}")
         self.guest.going = resume
+        self.resumed_at = time.monotonic() if resume else None
 
     async def pause(self) -> None:
         await self.driver.strike("pause", self)
@@ -143,6 +146,7 @@ class FakeVm:
         await self.driver.strike("resume", self)
         self._check_alive()
         self.guest.going = True
+        self.resumed_at = time.monotonic()
 
     async def expect_resume(self) -> None:
         pass

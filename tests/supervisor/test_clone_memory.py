@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ovms_supervisor.config.host import meminfo, memory_available_bytes
+from cache.available_memory import memory_available_bytes
+from ovms_supervisor.config.host import meminfo
 from ovms_supervisor.instance import clone_memory
 from ovms_supervisor.instance.clone_memory import LEAST_BYTES, CloneMemory, Seat
 from ovms_supervisor.supervisor import Supervisor

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import time
 from collections.abc import Awaitable
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,6 +77,7 @@ class CloudHypervisorVm:
         self._concluded = False
         self._concluding = asyncio.Lock()
         self._version_of_process = ""
+        self.resumed_at: float | None = None
 
     @property
     def pid(self) -> int:
@@ -106,6 +108,8 @@ class CloudHypervisorVm:
         await run_sync(snapshot.prepare_restore, self._machine, state_dir, self._files.restore)
         source = {"source_url": f"file://{self._files.restore}", "resume": resume}
         await self._call("vm.restore", source, limit_s=_RESTORE_LIMIT_S)
+        if resume:
+            self.resumed_at = time.monotonic()
         await run_sync(self._check_restored)
 
     async def pause(self) -> None:
@@ -115,6 +119,7 @@ class CloudHypervisorVm:
     async def resume(self) -> None:
         """Let the vCPUs go on."""
         await self._call("vm.resume")
+        self.resumed_at = time.monotonic()
 
     async def expect_resume(self) -> None:
         """Connect beforehand."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import time
 from collections.abc import Awaitable
 from contextlib import suppress
 from dataclasses import replace
@@ -55,6 +56,7 @@ class QemuVm:
         self._installation = installation
         self._socket = socket
         self._superseded = False
+        self.resumed_at: float | None = None
         self._concluding = asyncio.Lock()
 
     @property
@@ -91,6 +93,7 @@ class QemuVm:
     async def resume(self) -> None:
         """Let the vCPUs go on, also after a save whose snapshot was given up."""
         await self._command("cont")
+        self.resumed_at = time.monotonic()
         self._superseded = False
 
     async def expect_resume(self) -> None:
