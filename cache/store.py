@@ -37,6 +37,8 @@ from spec.errors import ArtifactNotFound, BlobNotFound, CorruptStore, InvalidRef
 from spec.oci import EMPTY_DESCRIPTOR, Descriptor, ImageLayout, encode
 from spec.reference import DigestSource, Reference
 
+MADE_HERE: Final = "made-here"
+"""Below ``trust_dir``, see :mod:`cache.trust.made_here`."""
 _LAYOUT_VERSION: Final = "1.0.0"
 
 
@@ -57,7 +59,7 @@ class Store(BlobStore):
             blobs=self._blobs_dir,
             disks=self.disks_dir,
             partial=self.partial_dir,
-            provenance=self.provenance_dir,
+            records=(self.provenance_dir, self.trust_dir / MADE_HERE),
             temp=self.temp,
             index=self._index,
             pins=self._pins,

@@ -25,7 +25,8 @@ class StoreParts:
     blobs: Path
     disks: Path
     partial: Path
-    provenance: Path
+    records: tuple[Path, ...]
+    """Directories of small files about artifacts, called by their digests; they need not be there."""
     temp: TempArea
     index: IndexFile
     pins: Pins
@@ -74,9 +75,10 @@ def bury(parts: StoreParts, garbage: Iterable[Garbage]) -> list[Path]:
     """
     graves = [parts.temp.bury(each.path) for each in garbage]
     there = {f"sha256:{path.name}" for path in parts.blobs.iterdir()}
-    for path in parts.provenance.iterdir():
-        if digest_in(path.stem) not in there:
-            path.unlink(missing_ok=True)
+    for directory in parts.records:
+        for path in directory.glob("*.json"):
+            if digest_in(path.stem) not in there:
+                path.unlink(missing_ok=True)
     for path in parts.disks.glob("*.lock"):
         remove_if_free(path)
     parts.last_use.forget_all_but(there)

@@ -27,6 +27,7 @@ import msgspec
 from cache.blob_names import file_name
 from cache.durable import write_durably
 from cache.host_errors import host_errors, open_regular
+from cache.store import MADE_HERE
 from cache.temp_area import TempArea
 from spec.decoding import NotDecodable, from_json
 from spec.digest import Digest
@@ -57,7 +58,7 @@ class MadeHereRecords:
 
     def __init__(self, directory: Path, temp: TempArea) -> None:
         """``directory`` need not exist; ``temp`` is on its file system."""
-        self._directory = directory / "made-here"
+        self._directory = directory / MADE_HERE
         self._key_file = directory / "key"
         self._temp = temp
         self._lock = Lock()

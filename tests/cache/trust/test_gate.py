@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from cache.pack import pack
+from cache.prune import prune
 from cache.store import Store
 from cache.trust.decision import Decision
 from cache.trust.gate import Gate
@@ -281,6 +282,15 @@ def test_a_record_copied_to_another_digest_or_store_says_nothing(
     assert decide(elsewhere, digest).refused is not None
     assert decide(elsewhere, other, "other:1").refused is None
     second.close()
+
+
+def test_a_record_goes_with_its_artifact(store: Store, gate: Gate, digest: Digest) -> None:
+    gate.note_made_here(digest, BASE)
+    prune(store, everything=True)
+    assert record_of(store, digest).exists()
+    store.unlist(digest)
+    prune(store, everything=True)
+    assert not record_of(store, digest).exists()
 
 
 def test_a_key_that_others_can_read_is_not_used(store: Store, gate: Gate, digest: Digest, write: Write) -> None:
