@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +37,8 @@ from spec.ramsnap import (
     parse_index,
 )
 from spec.sizes import PAGE_BYTES
+
+Progress = Callable[[int, int], None]
 
 _ZERO_PAGE: Final = bytes(PAGE_BYTES)
 _NO_PAGES: Final = bytes(BITMAP_BYTES)
@@ -82,13 +84,15 @@ def encode(
     *,
     created: str,
     changes: Changes | None = None,
+    progress: Progress = lambda _done_bytes, _of_bytes: None,
     threads: int | None = None,
     niceness: int = 0,
     stop: threading.Event | None = None,
 ) -> EncodedRamsnap:
     """Write the blob of a RAM image and the files in ``state_dir`` to ``out``, synced; nobody may write to them now.
 
-    With ``changes`` the blob is a layer on another one, and only these pages of ``ram`` are looked at.
+    With ``changes`` the blob is a layer on another one, and only these pages of ``ram`` are looked at. ``progress`` is
+    told, in the calling thread, how many bytes of the RAM are done.
     ``niceness`` is added to the priority of the compressing threads. Memory: about 20 MiB for each. When it raises,
     ``out`` is gone: InvalidSize (RAM is not a whole number of pages), InvalidInput (device state that is not plain
     files, changes that are not pages of the image), CorruptRamsnap (names or sizes of the state files are outside the
@@ -101,7 +105,7 @@ def encode(
         try:
             with host_errors(out):
                 encoder = _Encoder(ram_fd, state_dir, compatibility, out_fd, created, changes)
-                encoder.write_frames(threads or default_threads(), niceness, stop or threading.Event())
+                encoder.write_frames(threads or default_threads(), niceness, stop or threading.Event(), progress)
                 return encoder.write_header()
         except BaseException:
             out.unlink(missing_ok=True)
@@ -147,7 +151,7 @@ class _Encoder:
         self._table: list[bytes] = []
         self._stored_pages_bytes = 0
 
-    def write_frames(self, threads: int, niceness: int, stop: threading.Event) -> None:
+    def write_frames(self, threads: int, niceness: int, stop: threading.Event, progress: Progress) -> None:
         """Everything after the header. The pool compresses ahead; this thread appends in order."""
         with Window[_Encoded](threads, niceness=niceness, name="ramsnap-encode") as window:
             for path in self._state_paths:
@@ -159,6 +163,7 @@ class _Encoder:
                     raise CancelledError
                 if window.full:
                     self._append(window.take())
+                    progress(max(0, number - len(window)) * FRAME_BYTES, self._header.memory_bytes)
                 if self._changed is not None:
                     window.submit(self._encode_changed_pages, number, self._changed.get(number, 0))
                 elif has_data:
@@ -167,6 +172,7 @@ class _Encoder:
                     window.submit(_nothing)
             while len(window):
                 self._append(window.take())
+            progress(self._header.memory_bytes, self._header.memory_bytes)
 
     def write_header(self) -> EncodedRamsnap:
         """The header frame into the place left for it, then the digest of the whole."""

@@ -11,6 +11,7 @@ from ovms_supervisor.instance.capture import Capture, Captured
 from ovms_supervisor.instance.instance import Instance
 from ovms_supervisor.instance.life import Life
 from ovms_supervisor.instance.owned import undone_always, undone_on_failure
+from ovms_supervisor.instance.snapshot_events import SnapshotEvents
 from ovms_supervisor.instance.storing import hold_layers, store
 from spec.api import SnapshotReply
 from spec.errors import InvalidReference
@@ -43,20 +44,15 @@ def names_registry(tag: str) -> bool:
 async def snapshot(life: Life, reference: Reference) -> SnapshotReply:
     """Take a snapshot. If anything fails the machine goes on, and nothing is left of it."""
     instance, watch = life.instance, Stopwatch()
+    events = SnapshotEvents(instance, reference)
     async with undone_always() as always, undone_on_failure() as undo:
         captured, directory = await life.perform(
             "snapshot", lambda: _capture(life, watch, always, undo), InstanceState.RUNNING, InstanceState.PAUSED
         )
-        digest = await store(life, captured, directory, reference, watch)
+        events.captured(captured)
+        digest = await store(life, captured, directory, reference, watch, events)
     await instance.save()
-    instance.host.events.publish(
-        "snapshot.created",
-        instance_id=instance.id,
-        name=instance.name,
-        reference=str(reference),
-        digest=digest,
-        pause_ms=captured.pause_ms,
-    )
+    events.created(digest, captured.pause_ms)
     return SnapshotReply(
         snapshot_ref=digest, reference=str(reference), pause_ms=captured.pause_ms, phases=watch.phases_ms
     )

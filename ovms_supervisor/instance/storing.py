@@ -10,6 +10,7 @@ import os
 import shutil
 import threading
 import uuid
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
@@ -26,6 +27,7 @@ from ovms_supervisor.instance.capture import Captured
 from ovms_supervisor.instance.claims import claim
 from ovms_supervisor.instance.instance import Instance
 from ovms_supervisor.instance.life import Life
+from ovms_supervisor.instance.snapshot_events import SnapshotEvents
 from spec.digest import Digest, parse_digest
 from spec.errors import OvmsError
 from spec.reference import Reference
@@ -49,7 +51,9 @@ def _link(layers: tuple[Path, ...], directory: Path) -> None:
         os.link(layer, directory / f"layer-{number}.qcow2")
 
 
-async def store(life: Life, captured: Captured, directory: Path, reference: Reference, watch: Stopwatch) -> Digest:
+async def store(
+    life: Life, captured: Captured, directory: Path, reference: Reference, watch: Stopwatch, events: SnapshotEvents
+) -> Digest:
     """Store a capture and name it, and keep its RAM resident. Returns the digest of the OCI manifest.
 
     The image of a layer takes as much memory as a whole one. It is made of its parent's afterwards; a start waits for
@@ -57,7 +61,7 @@ async def store(life: Life, captured: Captured, directory: Path, reference: Refe
     Raises NoSpace, BlobNotFound, …; the capture's staging is then still the caller's.
     """
     with watch.phase("encode"):
-        encoded = await _encode(captured, directory / "ramsnap")
+        encoded = await _encode(captured, directory / "ramsnap", events.encoded)
     with watch.phase("store"):
         digest = await run_sync(_store, life.instance, captured, directory, encoded, reference)
         await _remember(life, captured, digest)
@@ -104,7 +108,7 @@ async def _keep_resident(life: Life, captured: Captured, encoded: EncodedRamsnap
         await images.release(image.digest)
 
 
-async def _encode(captured: Captured, blob: Path) -> EncodedRamsnap:
+async def _encode(captured: Captured, blob: Path, progress: Callable[[int, int], None]) -> EncodedRamsnap:
     stop = threading.Event()
     work = partial(
         encode,
@@ -114,6 +118,7 @@ async def _encode(captured: Captured, blob: Path) -> EncodedRamsnap:
         blob,
         created=utc_now(),
         changes=captured.layering.changes if captured.layering else None,
+        progress=progress,
         niceness=_NICENESS,
         stop=stop,
     )

@@ -272,8 +272,11 @@ async def test_a_caller_that_goes_away_gets_its_snapshot(site: Site) -> None:
         await site.fake.hanging.wait()
         caller.cancel()
         site.fake.released.set()
-        event = await anext(events)
-        assert (event.type, event.detail["reference"]) == ("snapshot.created", "guest:one")
+        told = [await anext(events) for _ in range(3)]
+        assert [event.type for event in told] == ["snapshot.captured", "snapshot.progress", "snapshot.created"]
+        assert {event.detail["reference"] for event in told} == {"guest:one"}
+        assert told[0].detail["pause_ms"] == told[2].detail["pause_ms"] > 0
+        assert 0 <= told[1].detail["done_bytes"] <= told[1].detail["of_bytes"] == instance.record.memory_bytes
 
 
 async def test_one_snapshot_at_a_time(site: Site) -> None:

@@ -205,6 +205,22 @@ def test_missing_ram_is_named(snapshot: Snapshot, blob: Path) -> None:
         encode(snapshot.ram, snapshot.state, compatibility(PAGE_BYTES), blob, created=CREATED)
 
 
+def test_progress_goes_up_to_all_of_it(snapshot: Snapshot, blob: Path) -> None:
+    told: list[tuple[int, int]] = []
+    size = snapshot.ram.stat().st_size
+    encode(
+        snapshot.ram,
+        snapshot.state,
+        compatibility(size),
+        blob,
+        created=CREATED,
+        threads=1,
+        progress=lambda done, of: told.append((done, of)),
+    )
+    assert told[-1] == (size, size)
+    assert [done for done, _ in told] == sorted(done for done, _ in told)
+
+
 def test_stopping_leaves_nothing(snapshot: Snapshot, encoded: EncodedRamsnap, blob: Path, tmp_path: Path) -> None:
     stop = threading.Event()
     stop.set()
