@@ -6,8 +6,9 @@ the media type of its use. The config is the empty one.
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
 
 from spec import media_types
 from spec.digest import Digest, digest_of
@@ -16,9 +17,18 @@ from spec.manifest import Manifest, decode_manifest
 from spec.oci import MAX_LAYERS, Descriptor, ImageManifest, decode
 from spec.reference import parse_blob_ref
 
+Part = Literal["kernel", "initrd", "disk", "ram"]
+
 _KERNEL = frozenset({media_types.KERNEL})
 _INITRD = frozenset({media_types.INITRD})
 _RAMSNAP = frozenset({media_types.RAMSNAP})
+
+
+class ExternalRef(NamedTuple):
+    """A ref and what it is for: of one name, the kernel is another blob than the initrd."""
+
+    part: Part
+    ref: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +41,8 @@ class Artifact:
     oci_bytes: bytes
     manifest: Manifest
     manifest_bytes: bytes
+    resolved: Mapping[ExternalRef, Descriptor] = field(default_factory=dict)
+    """The blobs that manifest.json refers to and the OCI manifest does not list (:mod:`cache.resolution`)."""
 
     @property
     def descriptor(self) -> Descriptor:
@@ -40,23 +52,23 @@ class Artifact:
     @property
     def kernel(self) -> Descriptor:
         """The kernel's blob."""
-        return self._layer(self.manifest.kernel.ref, _KERNEL)
+        return self._layer(self.manifest.kernel.ref, _KERNEL, "kernel")
 
     @property
     def initrd(self) -> Descriptor | None:
         """The initial RAM disk's blob."""
-        return self._layer(self.manifest.initrd.ref, _INITRD) if self.manifest.initrd else None
+        return self._layer(self.manifest.initrd.ref, _INITRD, "initrd") if self.manifest.initrd else None
 
     @property
     def disk_layers(self) -> tuple[Descriptor, ...]:
         """The blobs of the disk's layers, base first."""
-        return tuple(self._layer(each.ref, media_types.DISK_LAYERS) for each in self.manifest.disk_layers)
+        return tuple(self._layer(each.ref, media_types.DISK_LAYERS, "disk") for each in self.manifest.disk_layers)
 
     @property
     def ramsnap(self) -> Descriptor | None:
         """The RAM snapshot's blob."""
         snapshot = self.manifest.ram_snapshot
-        return self._layer(snapshot.ref, _RAMSNAP) if snapshot else None
+        return self._layer(snapshot.ref, _RAMSNAP, "ram") if snapshot else None
 
     @property
     def ramsnap_parents(self) -> tuple[Descriptor, ...]:
@@ -71,6 +83,16 @@ class Artifact:
         return tuple(unique.values())
 
     @property
+    def external_blobs(self) -> tuple[Descriptor, ...]:
+        """Those that come from elsewhere, each once."""
+        return tuple({each.digest: each for each in self.resolved.values()}.values())
+
+    @property
+    def unpinned(self) -> tuple[str, ...]:
+        """The refs that meant these blobs when the artifact was pulled, and may mean others at another time."""
+        return tuple(dict.fromkeys(each.ref for each in self.resolved if "sha256:" not in each.ref))
+
+    @property
     def total_bytes(self) -> int:
         """Bytes of the OCI manifest and of everything it lists."""
         return len(self.oci_bytes) + sum(each.size for each in self.blobs)
@@ -83,12 +105,15 @@ class Artifact:
         """Raise BlobNotFound or InvalidManifest unless each ref of manifest.json is a layer of the right type."""
         _ = (self.kernel, self.initrd, self.disk_layers, self.ramsnap, self.ramsnap_parents)
 
-    def _layer(self, ref: str, allowed: Collection[str] | None) -> Descriptor:
+    def _layer(self, ref: str, allowed: Collection[str] | None, part: Part | None = None) -> Descriptor:
+        for key, blob in self.resolved.items():
+            if key.ref == ref and part in (key.part, None):
+                return blob
         wanted = parse_blob_ref(ref).digest
         if wanted is None:
             raise BlobNotFound(
                 f"{ref} is not stored with the artifact",
-                remedy="Only blobs that are referred to by digest are kept in the store.",
+                remedy="Pull the artifact: what it refers to elsewhere is fetched then.",
                 ref=ref,
             )
         layers = [each for each in self.oci.layers if each.digest == wanted]
@@ -134,14 +159,38 @@ def manifest_layer(oci: ImageManifest) -> Descriptor:
     return found[0]
 
 
-def decode_artifact(oci_bytes: bytes, oci: ImageManifest, manifest_bytes: bytes) -> Artifact:
+def external_refs(manifest: Manifest, oci: ImageManifest) -> list[ExternalRef]:
+    """The refs of manifest.json that are URLs or lead into a registry, and are no layer of the OCI manifest either."""
+    refs = [ExternalRef("kernel", manifest.kernel.ref)]
+    if manifest.initrd:
+        refs.append(ExternalRef("initrd", manifest.initrd.ref))
+    refs += [ExternalRef("disk", each.ref) for each in manifest.disk_layers]
+    if manifest.ram_snapshot:
+        refs.append(ExternalRef("ram", manifest.ram_snapshot.ref))
+    listed = {each.digest for each in oci.layers}
+    parsed = [(each, parse_blob_ref(each.ref)) for each in refs]
+    return [each for each, blob in parsed if (blob.url or blob.registry) and blob.digest not in listed]
+
+
+def decode_artifact(
+    oci_bytes: bytes,
+    oci: ImageManifest,
+    manifest_bytes: bytes,
+    resolve: Callable[[], Mapping[ExternalRef, Descriptor]] = dict,
+) -> Artifact:
     """Put the two documents together; both have been checked against their digests.
 
+    ``resolve`` is asked for the blobs of external refs, if there are any.
     Raises InvalidManifest or UnsupportedManifest, and BlobNotFound if manifest.json refers to what is no layer.
     """
     manifest = decode_manifest(manifest_bytes)
     artifact = Artifact(
-        digest=digest_of(oci_bytes), oci=oci, oci_bytes=oci_bytes, manifest=manifest, manifest_bytes=manifest_bytes
+        digest=digest_of(oci_bytes),
+        oci=oci,
+        oci_bytes=oci_bytes,
+        manifest=manifest,
+        manifest_bytes=manifest_bytes,
+        resolved=resolve() if external_refs(manifest, oci) else {},
     )
     artifact.check_roles()
     return artifact

@@ -47,7 +47,13 @@ def store_snapshot(
     document |= {
         "name": reference.name,
         "version": reference.tag or DEFAULT_TAG,
-        "kernel": document["kernel"] | {"args": kernel_args},
+        # What the base takes from elsewhere is a blob of the snapshot: it has to be what the guest runs on.
+        "kernel": document["kernel"] | {"ref": base.kernel.digest, "args": kernel_args},
+        **({"initrd": document["initrd"] | {"ref": base.initrd.digest}} if base.initrd else {}),
+        "diskLayers": [
+            layer | {"ref": blob.digest}
+            for layer, blob in zip(document.get("diskLayers", []), base.disk_layers, strict=True)
+        ],
         "ramSnapshot": {
             "ref": ramsnap.digest,
             "compression": "lz4",

@@ -22,13 +22,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from cache.artifact import Artifact, decode_artifact, decode_oci_manifest, manifest_descriptor, manifest_layer
+from cache.artifact import (
+    Artifact,
+    ExternalRef,
+    decode_artifact,
+    decode_oci_manifest,
+    manifest_descriptor,
+    manifest_layer,
+)
 from cache.blob_store import BlobStore
 from cache.durable import write_durably
 from cache.host_errors import host_errors
 from cache.index_file import IndexFile, ListedArtifact
 from cache.last_use import LastUse
 from cache.reachability import needed_by
+from cache.resolution import decode_resolution
 from cache.unreferenced import Garbage, StoreParts, bury, destroy, is_referred_to, tree_bytes, unneeded
 from spec import media_types
 from spec.decoding import NotDecodable, from_json
@@ -191,7 +199,16 @@ class Store(BlobStore):
             raise _not_found(digest) from error
         oci_bytes = self.read_blob(Descriptor(media_types.OCI_MANIFEST, digest, size))
         oci = decode_oci_manifest(oci_bytes)
-        return decode_artifact(oci_bytes, oci, self.read_blob(manifest_layer(oci)))
+        manifest_bytes = self.read_blob(manifest_layer(oci))
+        return decode_artifact(oci_bytes, oci, manifest_bytes, lambda: self._resolution(digest))
+
+    def _resolution(self, digest: Digest) -> dict[ExternalRef, Descriptor]:
+        """What the external refs of an artifact were resolved to, the last time that it was pulled."""
+        found: dict[ExternalRef, Descriptor] = {}
+        for each in self.referrers(digest):
+            if each.descriptor.artifact_type == media_types.RESOLUTION:
+                found = decode_resolution(self.read_blob(each.descriptor), digest)
+        return found
 
     @contextmanager
     def adding(self) -> Iterator[list[Digest]]:

@@ -124,6 +124,7 @@ class Pulling:
         )
         with telling.failures():
             async with open_registries(access_of(self._settings)) as registries, signatures:
+                options = replace(options, registries=registries)
                 pulled = await pull(self._store, registries.repository(reference), reference, options)
                 await signatures.keep(pulled.digest)
         telling.done(

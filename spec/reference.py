@@ -137,16 +137,17 @@ def _split_registry(text: str) -> tuple[str | None, str]:
 
 @dataclass(frozen=True, slots=True)
 class BlobRef:
-    """How a manifest names a blob (RFC §1 notes): exactly one of the three is set."""
+    """How a manifest names a blob (RFC §1 notes): by digest alone, or by one of the other two."""
 
     digest: Digest | None = None
+    """Of the content, if the ref tells it: with a URL, what its fragment says."""
     registry: str | None = None
     """A registry reference, resolved when the artifact is packed or pulled."""
     url: str | None = None
-    """An https URL, accepted only together with a digest to check against."""
+    """An https URL, without its fragment."""
 
 
-_URL_PATTERN = rf"https://{_HOST_PATTERN}(?:/[!-~]*)?"
+_URL_PATTERN = rf'https://{_HOST_PATTERN}(?:/[!"$-~]*)?(?:#sha256:[0-9a-f]{{64}})?'
 _URL = re.compile(_URL_PATTERN)
 _REGISTRY_PATTERN = rf"{_HOST_PATTERN}/[!-~]+"
 _REGISTRY = re.compile(_REGISTRY_PATTERN)
@@ -162,8 +163,11 @@ def parse_blob_ref(text: str) -> BlobRef:
         return BlobRef(digest=parse_digest(text))
     if "://" in text:
         if not _URL.fullmatch(text):
-            raise InvalidReference(f"{text[:200]!r}: a URL must be https, with a host and without user or spaces")
-        return BlobRef(url=text)
+            raise InvalidReference(
+                f"{text[:200]!r}: a URL must be https, with a host, without user or spaces, and end in #sha256:HEX"
+            )
+        url, _, fragment = text.partition("#")
+        return BlobRef(url=url, digest=Digest(fragment) if fragment else None)
     if not _REGISTRY.fullmatch(text):
         raise InvalidReference(f"{text[:200]!r} is neither a digest, an https URL nor a registry reference")
     return BlobRef(registry=text)

@@ -7,6 +7,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from yarl import URL
+
 from cache.registry.client import Repository
 from cache.registry.credentials import Credentials
 from cache.registry.origin import Scheme
@@ -38,6 +40,10 @@ class Registries:
         self.transport = transport
         self._schemes: dict[str, Scheme] = dict.fromkeys(access.plain_http, "http")
         self._session = Session(transport, Tokens(transport, Credentials(access.auth_files)))
+
+    def url(self, reference: Reference) -> URL:
+        """The origin of the registry that a reference names. Raises InvalidReference if it names none."""
+        return self.repository(reference).origin
 
     def repository(self, reference: Reference) -> Repository:
         """The repository that a reference names. Raises InvalidReference if it names no registry."""

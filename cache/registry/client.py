@@ -6,14 +6,14 @@ distribution-spec v1.1 §Pull. A tag is resolved once; everything after that goe
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
 
 from aiohttp import ClientResponse
 from yarl import URL
 
-from cache.registry.blob_stream import BlobStream, stream_of
+from cache.registry.blob_stream import BlobStream, announced_bytes, open_stream
 from cache.registry.body import Body
 from cache.registry.origin import Scheme, registry_url
 from cache.registry.replies import read_bounded, refusal
@@ -23,10 +23,8 @@ from spec import media_types
 from spec.digest import Digest, digest_of
 from spec.errors import (
     ArtifactNotFound,
-    BlobNotFound,
     DigestMismatch,
     InvalidReference,
-    RegistryGarbage,
     SizeMismatch,
 )
 from spec.oci import MAX_MANIFEST_BYTES, Descriptor
@@ -114,20 +112,20 @@ class Repository:
         If the registry can't begin in the middle, the stream says so by its own ``start`` of 0.
         Raises BlobNotFound, SizeMismatch.
         """
-        what = f"blob {blob.digest}"
-        for first in (start, 0):
-            headers = {"Range": f"bytes={first}-"} if first else {}
-            async with self._get("blobs", blob.digest, headers) as response:
-                if response.status == 416 and first:
-                    continue  # it may have nothing there, or just not know how
-                if response.status == 404:
-                    raise BlobNotFound(f"{self._base.authority} has no {what}", remedy=_LOOK_THERE, digest=blob.digest)
-                if response.status not in (200, 206):
-                    raise await refusal(response, what)
-                if response.status == 206 and not first:
-                    raise RegistryGarbage(f"{self._base.authority} sent a part of {what}", host=self._base.authority)
-                yield stream_of(response, blob, first)
-                return
+
+        def get(headers: Mapping[str, str]) -> AbstractAsyncContextManager[ClientResponse]:
+            return self._get("blobs", blob.digest, headers)
+
+        async with open_stream(get, blob, start) as stream:
+            yield stream
+
+    async def describe_blob(self, digest: Digest, media_type: str) -> Descriptor:
+        """The descriptor of a blob of which only the digest is known; its size is what the registry says.
+
+        Raises BlobNotFound.
+        """
+        async with self.request("HEAD", self.url("blobs", digest)) as response:
+            return Descriptor(media_type, digest, await announced_bytes(response, f"blob {digest}"))
 
     @asynccontextmanager
     async def _get(self, kind: str, name: str, headers: Mapping[str, str]) -> AsyncIterator[ClientResponse]:

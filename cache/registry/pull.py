@@ -12,17 +12,22 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
-from cache.artifact import Artifact, decode_artifact, decode_oci_manifest, manifest_layer
+from cache.artifact import Artifact, ExternalRef, decode_artifact, decode_oci_manifest, external_refs, manifest_layer
 from cache.partial_blob import PartialBlob
+from cache.registry.access import Registries
 from cache.registry.blob_places import BlobPlaces
 from cache.registry.client import FetchedManifest, Repository
-from cache.registry.download import Download, Downloads, Fetched
+from cache.registry.download import BlobSource, Download, Downloads, Fetched
+from cache.registry.external import ExternalRefs
 from cache.registry.index_choice import HostPlatform, choose_entry, is_index
+from cache.resolution import encode_resolution
+from cache.resolved_store import keep_resolution
 from cache.store import Store
 from cache.threads import ended
 from spec.admission import check_supported
 from spec.digest import Digest
 from spec.errors import BlobNotFound, Corrupt, InvalidManifest, NoSpace
+from spec.manifest import decode_manifest
 from spec.oci import EMPTY_DESCRIPTOR, MAX_MANIFEST_BYTES, Descriptor
 from spec.reference import Reference
 
@@ -44,6 +49,8 @@ class PullOptions:
     downloads: Downloads = field(default_factory=Downloads)
     approve: Callable[[Artifact, Repository], Awaitable[None]] = _approve
     """Raises what speaks against the artifact, before any of its blobs is fetched."""
+    registries: Registries | None = None
+    """To resolve refs of manifest.json to URLs and registries; None: they are refused."""
     begin: Callable[[Artifact], None] = lambda _: None
     """Told what is going to be fetched: the digest is known from here on."""
 
@@ -86,7 +93,7 @@ async def pull(store: Store, repository: Repository, reference: Reference, optio
 
 def wanted_of(artifact: Artifact) -> list[Descriptor]:
     """The blobs to be fetched: all but the empty config, whose content everybody knows."""
-    return [each for each in artifact.blobs if each != EMPTY_DESCRIPTOR]
+    return [each for each in (*artifact.blobs, *artifact.external_blobs) if each != EMPTY_DESCRIPTOR]
 
 
 class _Pull:
@@ -95,6 +102,7 @@ class _Pull:
         self._documents: list[Digest] = []
         self._arrived: list[Digest] = []
         self._wanted: list[Descriptor] = []
+        self._sources: dict[str, BlobSource] = {}
         self._index: Digest | None = None
 
     async def run(self) -> Pulled:
@@ -103,7 +111,7 @@ class _Pull:
             artifact = await self._describe()
             fetched = await self._fetch(wanted_of(artifact))
             name = self._reference.local_name if self._reference.tag else None
-            digest = await _to_its_end(asyncio.to_thread(self._store.put_artifact, artifact.oci_bytes, name))
+            digest = await _to_its_end(asyncio.to_thread(self._list, artifact, name))
         except NoSpace:
             await _to_its_end(asyncio.to_thread(self._clear))
             raise
@@ -122,6 +130,11 @@ class _Pull:
             blobs=len(fetched),
             total_ms=(time.monotonic() - begin) * 1000,
         )
+
+    def _list(self, artifact: Artifact, name: str | None) -> Digest:
+        if artifact.resolved:
+            keep_resolution(self._store, artifact)
+        return self._store.put_artifact(artifact.oci_bytes, name)
 
     def _clear(self) -> None:
         """Give the disk back: who makes room for another try has room for all of it."""
@@ -146,13 +159,23 @@ class _Pull:
         found = await self._manifest()
         oci = await asyncio.to_thread(decode_oci_manifest, found.data)
         manifest_bytes = await self._manifest_json(manifest_layer(oci))
-        artifact = await asyncio.to_thread(decode_artifact, found.data, oci, manifest_bytes)
+        resolved = await self._resolve(external_refs(await asyncio.to_thread(decode_manifest, manifest_bytes), oci))
+        artifact = await asyncio.to_thread(decode_artifact, found.data, oci, manifest_bytes, lambda: resolved)
         check_supported(artifact.manifest)
         await self._options.approve(artifact, self._repository)
         self._options.begin(artifact)
-        for document in (artifact.oci_bytes, artifact.manifest_bytes):
+        for document in (artifact.oci_bytes, artifact.manifest_bytes, *_note(artifact)):
             await _to_its_end(asyncio.to_thread(self._put, document))
         return artifact
+
+    async def _resolve(self, refs: list[ExternalRef]) -> dict[ExternalRef, Descriptor]:
+        registries = self._options.registries
+        if not refs or registries is None:
+            return {}
+        external = ExternalRefs(registries, source=self._repository.origin)
+        found = {each: await external.find(each.part, each.ref) for each in refs}
+        self._sources = {each.blob.digest: each.source for each in found.values()}
+        return {ref: each.blob for ref, each in found.items()}
 
     def _put(self, document: bytes) -> None:
         self._documents.append(self._store.put_bytes(document))
@@ -177,9 +200,10 @@ class _Pull:
     async def _fetch(self, blobs: Iterable[Descriptor]) -> list[tuple[Descriptor, Fetched]]:
         """All blobs, some side by side, the largest first: the longest is what everybody waits for in the end."""
         free = asyncio.Semaphore(_SIDE_BY_SIDE)
-        how, store, source = self._options.downloads, self._store, self._repository
+        how, store = self._options.downloads, self._store
 
         async def fetch(blob: Descriptor) -> tuple[Descriptor, Fetched]:
+            source = self._sources.get(blob.digest, self._repository)
             async with free:
                 return blob, await Download(store, source, blob, how, self._arrived.append).run()
 
@@ -190,6 +214,10 @@ class _Pull:
         except BaseExceptionGroup as errors:
             raise _first(errors) from None
         return [each.result() for each in tasks]
+
+
+def _note(artifact: Artifact) -> list[bytes]:
+    return [encode_resolution(artifact.descriptor, artifact.resolved)] if artifact.resolved else []
 
 
 def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:

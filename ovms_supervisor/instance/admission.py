@@ -174,7 +174,7 @@ def _check_parents(artifact: Artifact, parent: str | None) -> None:
 def _look_into(store: Store, artifact: Artifact, may_restore: bool) -> RamsnapHeader | None:
     """See that all blobs are there, and read the header of the RAM snapshot if it may be needed (blocks)."""
     artifact.check_roles()
-    for blob in artifact.blobs:
+    for blob in (*artifact.blobs, *artifact.external_blobs):
         if not store.has_blob(blob.content_digest):
             raise BlobNotFound(f"the store has no blob {blob.digest} of the artifact", digest=blob.digest)
     snapshot = artifact.ramsnap if may_restore else None

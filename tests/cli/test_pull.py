@@ -68,6 +68,17 @@ def test_what_is_wrong_with_a_reference_is_told(ovm: Ovm, remote: tuple[str, str
     assert ovm.json("ls") == []
 
 
+def test_packing_takes_a_kernel_from_there(ovm: Ovm, remote: tuple[str, str], guest_kernel: Path) -> None:
+    reference, digest = remote
+    packed = ovm.ok("pack", "-t", "mine:1", "--kernel", reference, "--memory=32M", "--created=2026-01-02").strip()
+    same = ovm.ok("pack", "-t", "mine:1", "--kernel", str(guest_kernel), "--memory=32M", "--created=2026-01-02")
+    assert packed == same.strip() != digest
+    for wrong in ("http://127.0.0.1/vmlinuz", f"{reference}#x y", "boot/vmlinuz", "missing"):
+        assert ovm("pack", "-t", "mine:2", "--kernel", wrong).code == 2, wrong
+    unsure = ovm("pack", "-t", "mine:2", "--kernel", "https://127.0.0.1/vmlinuz", "--format=json")
+    assert unsure.problem["code"] == "reference.invalid"
+
+
 def test_a_copy_runs_and_its_snapshot_comes_back(ovm: Ovm, remote: tuple[str, str]) -> None:
     if shutil.which("qemu-system-x86_64") is None:
         pytest.skip("qemu is not installed")

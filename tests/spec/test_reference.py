@@ -120,6 +120,7 @@ def test_what_is_no_source(text: str) -> None:
         ("myregistry.com/ovms/ubuntu:24.04/kernel", BlobRef(registry="myregistry.com/ovms/ubuntu:24.04/kernel")),
         ("localhost:5000/a/b", BlobRef(registry="localhost:5000/a/b")),
         ("https://example.com", BlobRef(url="https://example.com")),
+        (f"https://example.com/vmlinuz#{DIGEST}", BlobRef(url="https://example.com/vmlinuz", digest=DIGEST)),
         ("https://example.com:8443/boot/vmlinuz", BlobRef(url="https://example.com:8443/boot/vmlinuz")),
     ],
 )
@@ -140,6 +141,10 @@ def test_blob_references(text: str, expected: BlobRef) -> None:
         "https:///boot",
         "https://user@example.com/kernel",
         "https://example.com/a b",
+        "https://example.com/kernel#",
+        "https://example.com/kernel#top",
+        f"https://example.com/kernel#{DIGEST}0",
+        f"https://example.com/#x#{DIGEST}",
         "https://example.com/kernel\n",
         "/boot/vmlinuz",
         "../kernel",

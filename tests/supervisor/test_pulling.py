@@ -7,15 +7,18 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from cache.artifact import Artifact
 from cache.pack import PackRequest, pack
 from cache.store import Store
+from spec import media_types
 from spec.api import Overrides, PullPolicy, StartRequest
-from spec.digest import parse_digest
-from spec.errors import ArtifactNotFound, RegistryUnreachable
+from spec.digest import digest_of, parse_digest
+from spec.errors import ArtifactNotFound, PolicyRejected, RegistryUnreachable
 from spec.instance import InstanceState
+from spec.oci import EMPTY_DESCRIPTOR, Descriptor, ImageManifest, encode
 from spec.reference import parse_reference
 from tests.cache.registry.small_registry import SmallRegistry, serving
 from tests.supervisor.conftest import GUEST_MEMORY, Site
@@ -173,3 +176,28 @@ async def test_events_tell_the_story(site: Site, registry: SmallRegistry, app: A
         failed = await anext(events)
         assert (failed.type, failed.detail["code"]) == ("pull.failed", "artifact.not_found")
         events.close()
+
+
+@pytest.mark.parametrize("pinned", [False, True])
+async def test_a_kernel_from_another_artifact_and_the_policy(
+    site: Site, registry: SmallRegistry, app: Artifact, pinned: bool
+) -> None:
+    ref = f"{registry.host}/app@{app.digest}" if pinned else f"{registry.host}/app:1"
+    document = {"schemaVersion": 1, "mediaType": media_types.MANIFEST, "name": "thin", "version": "1"}
+    manifest = msgspec.json.encode({**document, "kernel": {"ref": ref}})
+    layer = Descriptor(media_types.MANIFEST, digest_of(manifest), len(manifest))
+    oci = ImageManifest(2, media_types.OCI_MANIFEST, EMPTY_DESCRIPTOR, [layer], artifact_type=media_types.MANIFEST)
+    registry.add_blob(manifest)
+    registry.add_manifest(encode(oci), "thin")
+    policy = site.directory / "root" / "etc" / "policy.toml"
+    async with site.daemon() as supervisor:
+        instance = await supervisor.start(request(registry, what="thin:thin"))
+        assert await instance.wait_for(RUNNING) is RUNNING
+        policy.parent.mkdir()
+        anything = '[{type = "accept"}]'
+        policy.write_text(f"version = 1\ndefault = {anything}\n[ramSnapshot]\ndefault = {anything}\n")
+        if pinned:
+            await supervisor.start(request(registry, what="thin:thin"))
+        else:
+            with pytest.raises(PolicyRejected, match="by tag"):
+                await supervisor.start(request(registry, what="thin:thin"))

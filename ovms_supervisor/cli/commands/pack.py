@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ovms_supervisor.cli import output
+from ovms_supervisor.cli.boot_file import BootFile, fetched
 from ovms_supervisor.cli.grammar import OvmCommand
 from ovms_supervisor.cli.invocation import Invocation, pass_invocation
 from ovms_supervisor.cli.parameters import DEVICE, NAME, SIZE
@@ -30,8 +31,13 @@ _FILE = click.Path(exists=True, dir_okay=False, readable=True, path_type=Path)
     ],
 )
 @click.option("-t", "--tag", "name", type=NAME, required=True, help="The name of the artifact: NAME[:TAG].")
-@click.option("--kernel", type=_FILE, required=True, help="A Linux bzImage or a PVH ELF.")
-@click.option("--initrd", type=_FILE, help="The initial RAM disk.")
+@click.option(
+    "--kernel",
+    type=BootFile(),
+    required=True,
+    help="A Linux bzImage or a PVH ELF: a file, https://…#sha256:HEX, or HOST/NAME:TAG for that artifact's kernel.",
+)
+@click.option("--initrd", type=BootFile(), help="The initial RAM disk, likewise.")
 @click.option(
     "--disk", "disks", type=_FILE, multiple=True, help="A layer of the disk, base first: one raw or qcow2, then qcow2."
 )
@@ -47,8 +53,8 @@ _FILE = click.Path(exists=True, dir_okay=False, readable=True, path_type=Path)
 def pack_command(
     invocation: Invocation,
     name: Reference,
-    kernel: Path,
-    initrd: Path | None,
+    kernel: Path | str,
+    initrd: Path | str | None,
     disks: tuple[Path, ...],
     args: str,
     memory: int | None,
@@ -59,23 +65,26 @@ def pack_command(
 ) -> None:
     """Make an artifact of files and print its digest.
 
-    The files are copied into the local store; no daemon is needed.
+    The files are copied into the local store; no daemon is needed. What is named by URL or registry is fetched, and is
+    part of the artifact from then on.
     """
     from cache.pack import PackRequest, pack
 
-    request = PackRequest(
-        name=name,
-        kernel=kernel,
-        initrd=initrd,
-        disks=disks,
-        args=args,
-        memory_bytes=memory,
-        cpus=cpus,
-        devices=devices,
-        created=created.replace(tzinfo=UTC) if created else datetime.now(UTC),
-        author=author,
-    )
-    digest = pack(invocation.store(), request)
+    store = invocation.store()
+    with fetched(invocation, store, {"kernel": kernel, "initrd": initrd}) as files:
+        request = PackRequest(
+            name=name,
+            kernel=files["kernel"],
+            initrd=files.get("initrd"),
+            disks=disks,
+            args=args,
+            memory_bytes=memory,
+            cpus=cpus,
+            devices=devices,
+            created=created.replace(tzinfo=UTC) if created else datetime.now(UTC),
+            author=author,
+        )
+        digest = pack(store, request)
     if invocation.json:
         output.as_json({"reference": name.local_name, "digest": digest})
         return

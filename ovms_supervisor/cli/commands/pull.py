@@ -92,6 +92,7 @@ async def _pull(
                 platform=platform,
                 downloads=Downloads(report=display.report),
                 approve=signatures.approve,
+                registries=registries,
                 begin=lambda artifact: display.begin(artifact.digest, wanted_of(artifact)),
             )
             pulled = await pull(store, registries.repository(reference), reference, options)
