@@ -40,7 +40,7 @@ class _Push:
         self._repository: Final = repository
         self._blob: Final = blob
         self._source: Final = source
-        self._sizes: Final = sizes
+        self._sizes = sizes
         self._report = report
         self._failed = 0
         self._best = 0
@@ -64,11 +64,14 @@ class _Push:
                     break
                 upload = await self._go_on(upload, error)
             except RegistryRefused as error:
-                if not self._resumed:
+                if self._resumed:  # what arrived before may not be what we think: all of it is sent again
+                    self._resumed = False
+                    upload = await self._restart(error)
+                elif upload.is_ending:
                     raise
-                # What arrived before the interruption may not be what we think: all of it is sent again.
-                self._resumed = False
-                upload = await self._restart(error)
+                else:  # it takes no chunks, or not this many: once, in one piece
+                    self._sizes = Sizes(single_bytes=self._blob.size)
+                    upload = await self._restart(error)
             self._note(upload)
         return "done"
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterable, AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -29,14 +30,21 @@ _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _PER_HOST: Final = 8
 _TIMEOUT: Final = aiohttp.ClientTimeout(total=None, sock_connect=15, sock_read=60)
 """No limit on the whole: a snapshot may take an hour, as long as bytes arrive."""
+_TIMEOUT_OF_UPLOADS: Final = aiohttp.ClientTimeout(total=None, sock_connect=15, sock_read=600)
+"""From the last byte on: a registry may have to hash and move all of a blob before it answers."""
+STALL_S: Final = 120.0
+"""How long a chunk of a body (1 MiB) may take; aiohttp itself would wait for ever for a peer that reads nothing."""
 _FOR_GOOD: Final = (aiohttp.ClientSSLError, aiohttp.InvalidURL, aiohttp.ClientResponseError)
 
 
 class Transport:
     """An async context manager; one per process will do."""
 
-    def __init__(self, *, ca_file: Path | None = None, retry: RetryPolicy | None = None) -> None:
+    def __init__(
+        self, *, ca_file: Path | None = None, retry: RetryPolicy | None = None, stall_s: float = STALL_S
+    ) -> None:
         """``ca_file``: certificate authorities (PEM) besides those of the system."""
+        self._stall_s = stall_s
         self._ca_file = ca_file
         self.retry: Final = retry or RetryPolicy()
         self._proxies = getproxies()
@@ -129,17 +137,38 @@ class Transport:
     ) -> ClientResponse:
         if self._session is None:
             raise RuntimeError("the transport is used outside its context")
-        if data is not None and not isinstance(data, bytes):
-            headers = {**headers, "Content-Length": str(data.size_bytes)}  # else it would be sent chunked
-        return await self._session.request(
-            method, url, headers=headers, data=data, allow_redirects=False, proxy=self._proxy(url)
-        )
+        request = partial(self._session.request, method, url, allow_redirects=False, proxy=self._proxy(url))
+        if method in ("PUT", "PATCH"):
+            request = partial(request, timeout=_TIMEOUT_OF_UPLOADS)
+        if data is None or isinstance(data, bytes):
+            return await request(headers=headers, data=data)
+        headers = {**headers, "Content-Length": str(data.size_bytes)}  # else it would be sent chunked
+        async with asyncio.timeout(None) as limit:
+            return await request(headers=headers, data=_Watched(data, limit, self._stall_s))
 
     def _proxy(self, url: URL) -> str | None:
         host = url.host or ""
         if is_loopback(host) or proxy_bypass(f"{host}:{url.port}", self._proxies):
             return None
         return self._proxies.get(url.scheme) or self._proxies.get("all")
+
+
+class _Watched(AsyncIterable[bytes]):
+    """A body whose chunks have to go on their way in time."""
+
+    def __init__(self, body: Body, limit: asyncio.Timeout, stall_s: float) -> None:
+        self._body, self._limit, self._stall_s = body, limit, stall_s
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        now = asyncio.get_running_loop().time
+        async for chunk in self._body:
+            self._expect(now() + self._stall_s)
+            yield chunk
+        self._expect(None)  # now it is the registry's turn, for which there is another limit
+
+    def _expect(self, when_s: float | None) -> None:
+        with suppress(RuntimeError):  # the answer came before the end of the body
+            self._limit.reschedule(when_s)
 
 
 def _joined(url: URL, location: str | None) -> URL:

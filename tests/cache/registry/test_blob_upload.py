@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -11,8 +12,12 @@ from aiohttp import web
 
 from cache.registry.blob_upload import push_blob
 from cache.registry.client import Repository
+from cache.registry.credentials import Credentials
 from cache.registry.progress import BlobProgress
+from cache.registry.retry import RetryPolicy
 from cache.registry.session import Session
+from cache.registry.tokens import Tokens
+from cache.registry.transport import Transport
 from cache.registry.upload import Sizes
 from spec.digest import digest_of
 from spec.errors import (
@@ -203,6 +208,37 @@ async def test_a_registry_that_appends_what_belongs_elsewhere_gets_all_of_it_aga
     assert await push_blob(repository, BLOB, path, sizes=CHUNKED) == "done"
     assert arrived(registry)
     assert (registry.count("POST", "/uploads/"), registry.count("PUT", "/uploads/")) == (uploads, ends)
+
+
+@pytest.mark.parametrize("status", [400, 405, 501])
+async def test_a_registry_that_takes_no_chunks_gets_it_in_one_piece(
+    repository: Repository, registry: UploadRegistry, path: Path, status: int
+) -> None:
+    registry.wicked = lambda request: web.Response(status=status) if request.method == "PATCH" else None
+    assert await push_blob(repository, BLOB, path, sizes=CHUNKED) == "done"
+    assert arrived(registry)
+    assert (registry.count("PATCH", "/uploads/"), registry.count("PUT", "/uploads/")) == (1, 1)
+
+
+async def test_a_registry_that_stops_reading_is_given_up(registry: UploadRegistry, tmp_path: Path) -> None:
+    path, size = tmp_path / "large", 32 << 20  # more than sockets hold
+    path.write_bytes(bytes(size))
+    blob = Descriptor("x/y", "sha256:" + "a" * 64, size)
+    true, done = registry.answer, asyncio.Event()
+
+    async def deaf(request: web.Request) -> web.StreamResponse:
+        if request.method == "PUT":
+            await done.wait()
+        return await true(request)
+
+    registry.answer = deaf  # type: ignore[method-assign]
+    async with Transport(retry=RetryPolicy(tries=2, first_s=0.01), stall_s=0.5) as transport:
+        session = Session(transport, Tokens(transport, Credentials(())))
+        repository = Repository(session, parse_reference(f"{registry.host}/team/app:1"))
+        async with asyncio.timeout(60):
+            with pytest.raises(RegistryUnreachable, match="no answer in time"):
+                await push_blob(repository, blob, path, sizes=Sizes(single_bytes=size))
+    done.set()
 
 
 async def test_a_proxy_that_takes_less_gets_smaller_chunks(
