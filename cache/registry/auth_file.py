@@ -19,6 +19,7 @@ import msgspec
 from cache.durable import sync_directory, write_all
 from cache.host_errors import host_errors
 from cache.registry.credentials import MAX_FILE_BYTES, Credential, plain_key
+from cache.registry.docker_hub import names_of, server_of
 from spec.decoding import NotDecodable, from_json
 from spec.errors import InvalidConfig
 
@@ -35,7 +36,7 @@ def file_for(files: Sequence[Path], host: str) -> Path:
     found = [path for path in files if path.exists()]
     for path in found:
         document = _read(path)
-        if helper_of(document, host) or any(plain_key(key) == host for key in _auths(document, path)):
+        if helper_of(document, host) or any(_is_of(key, host) for key in _auths(document, path)):
             return path
     return found[0] if found else files[-1]
 
@@ -48,8 +49,9 @@ def helper_in(path: Path, host: str) -> str | None:
 def helper_of(document: Document, host: str) -> str | None:
     """The credential helper that a document wants for ``host``."""
     helpers = document.get("credHelpers")
-    one = helpers.get(host) if isinstance(helpers, dict) else None
-    name = one or document.get("credsStore")
+    known = helpers if isinstance(helpers, dict) else {}
+    own = (known.get(each) for each in (server_of(host), *names_of(host)))
+    name = next(filter(None, own), None) or document.get("credsStore")
     return name if isinstance(name, str) and name else None
 
 
@@ -61,7 +63,7 @@ def write_credential(path: Path, host: str, credential: Credential | None) -> No
     """
     with _rewritten(path) as document:
         auths = document.setdefault("auths", {})
-        keys = [key for key in auths if plain_key(key) == host] or [host]
+        keys = [key for key in auths if _is_of(key, host)] or [server_of(host)]
         for key in keys:
             entry = auths.get(key)
             kept = {name: value for name, value in (entry or {}).items() if name not in _SECRET_FIELDS}
@@ -72,11 +74,15 @@ def remove_credential(path: Path, host: str) -> bool:
     """Forget what the file has for ``host``; whether it had anything. Raises what :func:`write_credential` does."""
     if not path.exists():
         return False
-    if not any(plain_key(key) == host for key in _auths(_read(path), path)):
+    if not any(_is_of(key, host) for key in _auths(_read(path), path)):
         return False
     with _rewritten(path) as document:
-        document["auths"] = {key: entry for key, entry in document["auths"].items() if plain_key(key) != host}
+        document["auths"] = {key: entry for key, entry in document["auths"].items() if not _is_of(key, host)}
     return True
+
+
+def _is_of(key: str, host: str) -> bool:
+    return plain_key(key) in names_of(host)
 
 
 def _encoded(credential: Credential) -> str:

@@ -18,6 +18,7 @@ import msgspec
 
 from cache.host_errors import host_errors
 from cache.registry.credential_helper import ask_helper
+from cache.registry.docker_hub import names_of, server_of
 from spec.decoding import NotDecodable, from_json
 from spec.errors import FileMissing, InvalidConfig
 
@@ -95,14 +96,15 @@ def _read(path: Path) -> _File | None:
 
 
 async def _find_in(content: _File, path: Path, host: str, repository: str) -> Credential | None:
-    if helper := content.cred_helpers.get(host) or content.creds_store:
-        reply = await ask_helper(helper, host)
+    own = (content.cred_helpers.get(each) for each in (server_of(host), *names_of(host)))
+    if helper := next(filter(None, own), None) or content.creds_store:
+        reply = await ask_helper(helper, server_of(host))
         if reply is not None and reply.secret:
             if reply.username == _IDENTITY_USER:
                 return Credential(identity_token=reply.secret)
             return Credential(reply.username, reply.secret)
     entries = {plain_key(key): entry for key, entry in content.auths.items()}
-    for key in _keys(host, repository):
+    for key in (key for name in names_of(host) for key in _keys(name, repository)):
         if key in entries and (found := _credential(entries[key], path, key)) != Credential():
             return found
     return None

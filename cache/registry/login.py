@@ -13,6 +13,7 @@ from cache.registry.auth_file import file_for, helper_in, remove_credential, wri
 from cache.registry.challenge import parse_challenges
 from cache.registry.credential_helper import erase_from_helper, store_in_helper
 from cache.registry.credentials import Credential, Credentials
+from cache.registry.docker_hub import server_of
 from cache.registry.replies import refusal
 from cache.registry.tokens import Tokens
 from cache.registry.transport import Transport
@@ -48,7 +49,7 @@ async def log_in(
     if helper is None:
         await asyncio.to_thread(write_credential, path, host, credential)
         return LoggedIn(str(path), is_plain=True, is_checked=checked)
-    await store_in_helper(helper, host, username, password)
+    await store_in_helper(helper, server_of(host), username, password)
     await asyncio.to_thread(write_credential, path, host, None)
     return LoggedIn(f"docker-credential-{helper}", is_plain=False, is_checked=checked)
 
@@ -60,7 +61,7 @@ async def log_out(files: Sequence[Path], host: str) -> list[str]:
         if not await asyncio.to_thread(path.exists):
             continue
         helper = await asyncio.to_thread(helper_in, path, host)
-        if helper is not None and await erase_from_helper(helper, host):
+        if helper is not None and await erase_from_helper(helper, server_of(host)):
             places.append(f"docker-credential-{helper}")
         if await asyncio.to_thread(remove_credential, path, host):
             places.append(str(path))

@@ -13,6 +13,7 @@ from typing import Literal
 
 from yarl import URL
 
+from cache.registry.docker_hub import api_host
 from spec.errors import InvalidReference, RegistryGarbage
 
 Scheme = Literal["http", "https"]
@@ -27,7 +28,7 @@ def registry_url(host: str, schemes: Mapping[str, Scheme]) -> URL:
     try:
         name = URL(f"https://{host}").host or ""
         scheme = schemes.get(host) or ("http" if is_loopback(name) else "https")
-        return URL(f"{scheme}://{host}").origin()
+        return URL(f"{scheme}://{api_host(host)}").origin()
     except ValueError as error:
         raise InvalidReference(f"{host[:200]!r} is not a registry host") from error
 

@@ -20,6 +20,7 @@ from cache.registry.auth_file import file_for, remove_credential, write_credenti
 from cache.registry.credential_helper import store_in_helper
 from cache.registry.credentials import Credential, Credentials
 from cache.registry.login import check_credential, log_in, log_out
+from cache.registry.origin import registry_url
 from cache.registry.transport import Transport
 from spec.errors import AuthenticationFailed, InvalidConfig, InvalidInput, OvmsError, RegistryRefused
 from tests.cache.docker_registry import PASSWORD as REAL_PASSWORD
@@ -149,6 +150,19 @@ def test_a_damaged_file_is_left_as_it_is(tmp_path: Path, content: str) -> None:
         write_credential(path, HOST, Credential("me", "x"))
     assert path.read_text() == content
     assert list(tmp_path.iterdir()) == [path]
+
+
+async def test_docker_hub_has_other_names(tmp_path: Path) -> None:
+    """The reference says docker.io, the API is at registry-1.docker.io, and docker keeps its login under a third."""
+    path = tmp_path / "config.json"
+    await asyncio.to_thread(write_credential, path, "docker.io", Credential("me", "x"))
+    assert list(json.loads(path.read_bytes())["auths"]) == ["https://index.docker.io/v1/"]
+    assert str(registry_url("docker.io", {})) == "https://registry-1.docker.io"
+    for name in ("docker.io", "index.docker.io", "registry-1.docker.io"):
+        assert await Credentials([path]).find(name, "me/app") == Credential("me", "x")
+    assert await Credentials([path]).find("other.docker.io") is None
+    assert await asyncio.to_thread(remove_credential, path, "docker.io")
+    assert json.loads(path.read_bytes())["auths"] == {}
 
 
 def test_the_file_that_decides_about_the_host_is_written(tmp_path: Path) -> None:
