@@ -158,8 +158,6 @@ async def test_pause_stops_the_guest(site: Site, runtime: RuntimeName) -> None:
 async def test_guests_that_end_by_themselves(
     site: Site, runtime: RuntimeName, mode: str, state: InstanceState, words: str
 ) -> None:
-    if runtime == "cloud-hypervisor" and mode != "off":
-        pytest.skip("Cloud Hypervisor goes on: it has no pvpanic unless asked, and restarts a guest that resets itself")
     async with site.daemon() as supervisor:
         instance = await start_real(supervisor, runtime, "guest:plain", kernel_args=f"mode={mode}")
         assert await ended(instance) is state, instance.record.exit

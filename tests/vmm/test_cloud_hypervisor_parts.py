@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
+import os
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +19,7 @@ from spec.sizes import GIB, MIB
 from vmm.cloud_hypervisor import snapshot
 from vmm.cloud_hypervisor.api import error_message, parse_head
 from vmm.cloud_hypervisor.config import hardware, vm_config
-from vmm.cloud_hypervisor.events import guest_ending, parse_events
+from vmm.cloud_hypervisor.events import EventReader, guest_endings, make_pipe, parse_events
 from vmm.cloud_hypervisor.probe import cpu_limitations, restore_target
 from vmm.cpu import HostCpu
 from vmm.driver import Disk, Machine, Ram, SharedMemory
@@ -71,12 +74,12 @@ names = st.text(st.characters(codec="utf-8"), max_size=12)
 
 @given(st.lists(st.tuples(names, names, names)), st.integers(0, 400))
 def test_events_are_read_and_a_cut_loses_only_the_cut_one(events: list[tuple[str, str, str]], cut: int) -> None:
-    text = "".join(event(source, name, key=value) for source, name, value in events)
-    assert list(parse_events(text)) == [(source, name) for source, name, _ in events]
+    text = "".join(event(source, name, event=value) for source, name, value in events)
+    assert list(parse_events(text)) == events
     kept = list(parse_events(text[: max(0, len(text) - cut)]))
-    assert kept == [(source, name) for source, name, _ in events][: len(kept)]
-    tail = list(parse_events(text[cut:]))  # as when only the end of a long file is read
-    assert tail == [(source, name) for source, name, _ in events][len(events) - len(tail) :]
+    assert kept == events[: len(kept)]
+    tail = list(parse_events(text[cut:]))  # as when what came before is lost
+    assert tail == events[len(events) - len(tail) :]
 
 
 @given(st.text(st.sampled_from('{}[]",:\n ab1'), max_size=80))
@@ -87,18 +90,54 @@ def test_no_text_breaks_the_event_parser(text: str) -> None:
 @pytest.mark.parametrize(
     ("events", "expected"),
     [
-        ([("vm", "booted")], None),
-        ([("vm", "booted"), ("vm", "shutdown"), ("vm", "deleted")], "shutdown"),
-        ([("vm", "booted"), ("guest", "panic"), ("vm", "shutdown")], "panic"),
-        ([("vmm", "shutdown")], None),
-        ([("noise", "noise")] * 2000 + [("vm", "shutdown")], "shutdown"),
+        ([("vm", "booted", "")], []),
+        ([("vm", "booted", ""), ("vm", "shutdown", ""), ("vm", "deleted", "")], ["shutdown"]),
+        ([("vm", "booted", ""), ("guest", "panic", "panic"), ("vm", "shutdown", "")], ["panic", "shutdown"]),
+        ([("guest", "panic", "crash_loaded"), ("guest", "panic", "unknown_event")], []),
+        ([("vm", "rebooting", ""), ("vm", "rebooted", "")], ["reset"]),
+        ([("vmm", "shutdown", "")], []),
     ],
 )
-def test_how_a_guest_ended(tmp_path: Path, events: list[tuple[str, str]], expected: str | None) -> None:
-    path = tmp_path / "events"
-    assert guest_ending(path) is None
-    path.write_text("".join(event(*each) for each in events))
-    assert guest_ending(path) == expected
+def test_how_a_guest_ended(events: list[tuple[str, str, str]], expected: list[str]) -> None:
+    assert list(guest_endings("".join(event(a, b, event=c) for a, b, c in events))) == expected
+
+
+async def test_a_pipe_of_events_is_bounded_read_by_whoever_comes_and_told_once(tmp_path: Path) -> None:
+    writer = make_pipe(tmp_path / "events")
+    told: list[str] = []
+    try:
+        written = 0
+        with contextlib.suppress(BlockingIOError):
+            while written < 1 << 24:
+                written += os.write(writer, event("noise", "noise").encode())
+        assert written <= 1 << 20, "a guest that causes events with nobody there fills the pipe, and no more"
+        first = EventReader(tmp_path / "events", told.append)
+        async with asyncio.timeout(20):
+            while True:
+                with contextlib.suppress(BlockingIOError):
+                    os.write(writer, event("guest", "panic", event="panic").encode())
+                    break
+                await asyncio.sleep(0.01)
+        first.close()  # the daemon ends
+        heard: asyncio.Queue[str] = asyncio.Queue()
+        second = EventReader(tmp_path / "events", heard.put_nowait)
+        async with asyncio.timeout(20):
+            told.append(await heard.get())
+        os.write(writer, event("vm", "shutdown").encode())
+    finally:
+        os.close(writer)
+    second.finish()
+    assert told == ["panic"]
+    assert second.ending == "panic"
+    second.finish()
+
+
+async def test_there_may_be_no_pipe(tmp_path: Path) -> None:
+    (tmp_path / "events").write_text(event("vm", "shutdown"))
+    for name in ("events", "missing"):
+        reader = EventReader(tmp_path / name, pytest.fail)
+        reader.finish()
+        assert reader.ending is None
 
 
 def test_a_machine_in_cloud_hypervisors_words() -> None:

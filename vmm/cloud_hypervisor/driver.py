@@ -10,6 +10,7 @@ from anyio.to_thread import run_sync
 
 from spec.errors import FileMissing
 from vmm import unix_socket
+from vmm.cloud_hypervisor.events import make_pipe
 from vmm.cloud_hypervisor.probe import BINARY, probe
 from vmm.cloud_hypervisor.vm import CloudHypervisorVm, ProcessFiles
 from vmm.driver import Machine, RuntimeName, RuntimeReport, VmmFiles
@@ -31,8 +32,8 @@ class CloudHypervisor:
     async def spawn(self, machine: Machine, files: VmmFiles, *, incoming: bool) -> CloudHypervisorVm:
         """Start a process. It takes commands at once: the API socket is made here and listens before the process runs.
 
-        So nothing is waited for, and what is wrong with the process shows at the first command. The event file is
-        appended to by the process itself: it outlives us, and no reader can block the guest.
+        So nothing is waited for, and what is wrong with the process shows at the first command. The events go
+        into a pipe that the process itself holds: it outlives us, is bounded, and no reader can block the guest.
         """
         del incoming  # the first command decides
         own = ProcessFiles.of(files)
@@ -41,7 +42,7 @@ class CloudHypervisor:
             try:
                 listener = ours.enter_context(unix_socket.listen(own.socket))
                 undo.push_async_callback(run_sync, own.remove)
-                events = os.open(own.events, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
+                events = make_pipe(own.events)
             except OSError as error:
                 raise FileMissing(f"cannot prepare {own.socket}: {error.strerror}") from error
             ours.callback(os.close, events)

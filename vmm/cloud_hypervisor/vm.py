@@ -9,7 +9,7 @@ from collections.abc import Awaitable
 from dataclasses import dataclass
 from pathlib import Path
 from signal import Signals
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 from anyio import CancelScope
 from anyio.to_thread import run_sync
@@ -21,7 +21,7 @@ from vmm.changed_pages import ChangedPages, capture
 from vmm.cloud_hypervisor import snapshot
 from vmm.cloud_hypervisor.api import Api
 from vmm.cloud_hypervisor.config import device_records, vm_config
-from vmm.cloud_hypervisor.events import guest_ending
+from vmm.cloud_hypervisor.events import EventReader, GuestEnding
 from vmm.cloud_hypervisor.probe import restore_target
 from vmm.cpu import host_cpu
 from vmm.driver import Ending, Machine, MemoryUse, SaveTarget, VmmFiles
@@ -73,7 +73,7 @@ class CloudHypervisorVm:
         self._files = files
         self._api = Api(files.socket)
         self._told_to_quit = False
-        self._guest: Literal["shutdown", "panic"] | None = None
+        self._events = EventReader(files.events, self._guest_ended)
         self._concluded = False
         self._concluding = asyncio.Lock()
         self._version_of_process = ""
@@ -177,28 +177,35 @@ class CloudHypervisorVm:
         return await self.wait_ended()
 
     async def wait_ended(self) -> Ending:
-        """Wait for the exit, read what the events say about the guest, and remove the process's files."""
+        """Wait for the exit, read the last of what the events say of the guest, and remove the process's files."""
         code, signal = await self._process.wait()
         self._api.close()
         async with self._concluding:
             if not self._concluded:
-                await run_sync(self._conclude)
-        by_request = self._told_to_quit and self._guest == "shutdown"
-        return Ending(code=code, signal=signal, guest=None if by_request else self._guest)
+                self._events.finish()
+                await run_sync(self._files.remove)
+                self._concluded = True
+        guest = self._events.ending
+        by_request = self._told_to_quit and guest == "shutdown"
+        return Ending(code=code, signal=signal, guest=None if by_request else guest)
 
     async def detach(self) -> None:
         """Watch the process no more; a connection lasts only as long as a call."""
         self._api.close()
+        self._events.close()
         self._process.release()
 
     def _check_restored(self) -> None:
         smaps.prove_private(self.pid, self._machine.ram)
         shutil.rmtree(self._files.restore, ignore_errors=True)  # where something failed, the end of the process does it
 
-    def _conclude(self) -> None:
-        self._guest = guest_ending(self._files.events)
-        self._files.remove()
-        self._concluded = True
+    def _guest_ended(self, how: GuestEnding) -> None:
+        """The VMM boots a guest again that resets itself, and keeps one that panicked: both have ended, for us.
+
+        Else a guest that triple-faults as soon as it boots would do so for ever; and QEMU does it like that.
+        """
+        if how != "shutdown":
+            self._process.signal(Signals.SIGKILL)
 
     async def _press_power_button(self) -> None:
         """Only a guest that runs can hear it; for any other the ladder goes on at once."""
