@@ -16,6 +16,7 @@ _MLOCK_ONFAULT: Final = 1
 _MADV_POPULATE_READ: Final = 22
 _MADV_POPULATE_WRITE: Final = 23
 """Both since Linux 5.14; older ones answer EINVAL."""
+_MADV_HUGEPAGE: Final = 14
 _MAP_FAILED: Final = ctypes.c_void_p(-1).value
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -29,7 +30,6 @@ _libc.mmap.argtypes = (
     ctypes.c_long,
 )
 _libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
-_libc.mprotect.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 _libc.mlock2.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint)
 _libc.munlock.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
 _libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
@@ -77,9 +77,9 @@ class MemoryMap:
             if error.errno not in (errno.EINTR, errno.EAGAIN):
                 raise error
 
-    def make_read_only(self) -> None:
-        """No more stores through this mapping. Raises OSError."""
-        if _libc.mprotect(self.address, self.size_bytes, mmap.PROT_READ):
+    def advise_huge(self, start: int, length: int) -> None:
+        """Have pages that are populated there be huge ones, where the file system can. Raises OSError."""
+        if _libc.madvise(self.address + start, length, _MADV_HUGEPAGE):
             raise _os_error()
 
     def close(self) -> None:

@@ -22,6 +22,7 @@ from ovms_supervisor.api.listen import BACKLOG, activated, listen, remove_socket
 from ovms_supervisor.config import Settings
 from ovms_supervisor.config.directories import secure_directory
 from ovms_supervisor.directory_lock import locked
+from ovms_supervisor.image_mount import IMAGES_LOCK, mount_images, unmount_images
 from ovms_supervisor.layout import Layout
 from ovms_supervisor.log_file import LogFile
 from ovms_supervisor.log_setup import logging_to
@@ -77,8 +78,11 @@ async def serving(settings: Settings) -> AsyncIterator[Supervisor]:
         await asyncio.to_thread(_prepare, settings)
         # Socket and locks first: who finds another daemon there must not touch anything of that one's.
         listening = await _listen(settings, stack)
-        locks = (*Layout.of(settings).locks, settings.image_dir / "daemon.lock")
-        stack.enter_context(await asyncio.to_thread(_locked, locks))
+        if settings.huge_pages:
+            stack.push_async_callback(asyncio.to_thread, unmount_images, settings.image_dir)  # after the locks in it
+        locks = (*Layout.of(settings).locks, settings.image_dir / IMAGES_LOCK)
+        held = stack.enter_context(await asyncio.to_thread(_locked, locks))
+        standing = await asyncio.to_thread(mount_images, settings.image_dir, held) if settings.huge_pages else []
         lag = await stack.enter_async_context(LoopLag())
         store = Store(settings.root)
         await asyncio.to_thread(store.create)
@@ -87,6 +91,7 @@ async def serving(settings: Settings) -> AsyncIterator[Supervisor]:
             mlock=settings.mlock,
             budget_bytes=settings.image_budget_bytes,
             blob_path=store.blob_path,
+            standing=standing,
         )
         await images.open()
         stack.push_async_callback(images.close)

@@ -212,7 +212,7 @@ class RamsnapDecoder:
         if self._onto is not None:
             self._files = LayeredFiles(self.destination, index, self._onto)
         elif index.header.parent is None:
-            self._files = ImageFiles(self.destination, index.header)
+            self._files = ImageFiles(self.destination, index)
         else:
             raise Unsupported("the ramsnap holds only what changed since another one")
         self._index = index

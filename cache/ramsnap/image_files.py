@@ -6,15 +6,18 @@ import errno
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from cache.durable import write_all
 from cache.host_errors import host_errors
+from cache.huge_tmpfs import HUGE_PAGE_BYTES, has_huge_pages
 from cache.memory_map import MemoryMap
+from cache.ramsnap.dense import dense_extents, joined
 from spec.digest import digest_from_hash
 from spec.errors import DigestMismatch
-from spec.ramsnap import FRAME_BYTES, FrameRecord, RamsnapHeader, page_runs
+from spec.ramsnap import FRAME_BYTES, FrameRecord, RamsnapHeader, RamsnapIndex, page_runs
 from spec.sizes import PAGE_BYTES
 
 RAM_NAME = "ram"
@@ -24,16 +27,18 @@ STATE_NAME = "state"
 class ImageFiles:
     """Where decoded frames go. Made for one header; several threads may write different frames."""
 
-    def __init__(self, directory: Path, header: RamsnapHeader) -> None:
+    def __init__(self, directory: Path, index: RamsnapIndex) -> None:
         """Create ``directory``, which must not exist, and the files in it, all holes. Raises NoSpace, HostLimit, …"""
         self._directory = directory
         self._state = directory / STATE_NAME
-        self._header = header
+        self._header = header = index.header
         self._fds: list[int] = []
         self._places: list[tuple[int, int]] = []
         """Descriptor and offset in the file, by the number of the frame."""
         self._ram: MemoryMap | None = None
         """The RAM file, for frames that are decoded in place; None where the host can't do that."""
+        self._dense: frozenset[int] = frozenset()
+        """Offsets of what is to have huge pages."""
         with host_errors(directory):
             directory.mkdir(mode=0o700, parents=True)
         try:
@@ -43,6 +48,8 @@ class ImageFiles:
                     self._create(self._state / file.name, file.size)
                 self._create(directory / RAM_NAME, header.memory_bytes)
             self._ram = _map(self._fds[-1], header.memory_bytes)
+            if self._ram is not None and has_huge_pages(directory):
+                self._dense = _advised(self._ram, dense_extents(index))
         except BaseException:
             self.discard()
             raise
@@ -66,21 +73,16 @@ class ImageFiles:
             return None
         start += first[0] * PAGE_BYTES
         with host_errors(self._directory):
-            try:
-                self._ram.populate(start, length, write=True)
-            except OSError as error:
-                if error.errno == errno.EINVAL:  # Linux before 5.14, where a store might be a SIGBUS
-                    return None
-                if error.errno == errno.EFAULT:
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
-                raise
-        return self._ram.address + start
+            return self._ram.address + start if _populated(self._ram, start, length) else None
 
     def write(self, number: int, frame: FrameRecord, payload: bytes | memoryview) -> None:
         """Put the payload of a frame where it belongs; absent pages stay as they are. Raises NoSpace, HostLimit, …"""
         fd, start = self._places[number]
         runs = ((0, payload),) if frame.is_state else _runs(frame.pages, payload)
         with host_errors(self._directory):
+            if self._ram is not None and not frame.is_state:
+                for dense in self._dense.intersection(range(start, start + FRAME_BYTES, HUGE_PAGE_BYTES)):
+                    _populated(self._ram, dense, HUGE_PAGE_BYTES)
             for at, content in runs:
                 write_all(fd, content, start + at)
 
@@ -109,6 +111,29 @@ def check_state(state: Path, header: RamsnapHeader) -> None:
             actual = digest_from_hash(hashlib.file_digest(stream, "sha256"))
         if actual != file.digest:
             raise DigestMismatch(f"state file {file.name!r} has {actual}, the header says {file.digest}")
+
+
+def _populated(ram: MemoryMap, start: int, length: int) -> bool:
+    """Have pages there; False: the kernel can't (Linux before 5.14), and a store might be a SIGBUS. Raises OSError."""
+    try:
+        ram.populate(start, length, write=True)
+    except OSError as error:
+        if error.errno == errno.EINVAL:
+            return False
+        if error.errno == errno.EFAULT:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+        raise
+    return True
+
+
+def _advised(ram: MemoryMap, extents: Iterable[int]) -> frozenset[int]:
+    """Ask for huge pages; which extents are to have them."""
+    advised: set[int] = set()
+    with suppress(OSError):  # no more entries in the process's map, or a kernel without
+        for start, length in joined(extents):
+            ram.advise_huge(start, length)
+            advised.update(range(start, start + length, HUGE_PAGE_BYTES))
+    return frozenset(advised)
 
 
 def _map(fd: int, size_bytes: int) -> MemoryMap | None:

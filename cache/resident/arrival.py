@@ -96,7 +96,7 @@ class Arrival:
     def _admit(self, index: RamsnapIndex) -> None:
         if index.header.parent is not None:
             raise Unsupported("a layer is put over its parent when all of them are there")
-        promise = Promise(index.payload_bytes, self._begun().destination)
+        promise = Promise(self._loader.needed_bytes(index), self._begun().destination)
         self._on_loop(self._loader.promise(self._blob.content_digest, promise))
         self._promise = promise
 

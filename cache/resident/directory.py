@@ -30,6 +30,7 @@ import structlog
 
 from cache.available_memory import memory_available_bytes
 from cache.host_errors import host_errors
+from cache.huge_tmpfs import has_huge_pages
 from cache.ramsnap.image_files import RAM_NAME, STATE_NAME
 from cache.statfs import is_tmpfs
 from spec.decoding import NotDecodable, from_json
@@ -91,6 +92,8 @@ class ImageDirectory:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._staging = path / _STAGING_NAME
+        self.huge_pages = False
+        """Whether files here get huge pages; known when it is open."""
 
     def open(self) -> list[Published]:
         """Make the directory, remove what no daemon works on any more, and return the images that can be trusted.
@@ -102,6 +105,7 @@ class ImageDirectory:
             if self._staging.exists():
                 shutil.rmtree(self._staging)
             self._staging.mkdir(mode=0o700)
+            self.huge_pages = has_huge_pages(self.path)
             return list(self._recover())
 
     def new_staging(self) -> Path:

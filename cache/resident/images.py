@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -92,11 +92,13 @@ class ResidentImages:
         budget_bytes: int | None = None,
         limits: RamsnapLimits = DEFAULT_LIMITS,
         blob_path: BlobPath = _no_parents,
+        standing: Sequence[Degradation] = (),
     ) -> None:
         """No I/O. ``mlock``: whether memory that must be locked and can't be is an error or a degradation.
 
         ``budget_bytes``: what all images may take together; None: as much as the file system has. ``blob_path``: where
-        the parents of layers are; by default none is there.
+        the parents of layers are; by default none is there. ``standing``: what every
+        user of an image is to be told.
         """
         self._mlock = mlock
         self._limits = limits
@@ -111,7 +113,7 @@ class ResidentImages:
             limits=limits,
             blob_path=blob_path,
         )
-        self._standing: list[Degradation] = []
+        self._standing = list(standing)
 
     async def open(self) -> None:
         """Remove what a dead daemon left half made; take over the images it completed (see cache.resident.directory).
@@ -123,7 +125,7 @@ class ResidentImages:
         await self._chore(raise_lock_limit)
         if not await self._chore(partial(is_tmpfs, self._directory.path)):
             detail = f"{self._directory.path} is not on a tmpfs: pages of RAM images may have to be read from a disk"
-            self._standing = [Degradation(code="image_dir.not_tmpfs", detail=detail)]
+            self._standing.append(Degradation(code="image_dir.not_tmpfs", detail=detail))
 
     async def close(self) -> None:
         """Stop loads, wait for everything under way, unlock. The files stay, for the VMMs and the next daemon."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from anyio import CapacityLimiter
 
 from cache.ramsnap import BlobPath, Chain, read_chain
+from cache.ramsnap.dense import dense_extents
 from cache.resident.directory import ImageDirectory, Published
 from cache.resident.entry import Entry
 from cache.resident.load import Load
@@ -19,7 +20,7 @@ from cache.resident.shelf import Shelf
 from cache.threads import finish_in_thread
 from spec.digest import Digest
 from spec.errors import CapacityExceeded, NoSpace
-from spec.ramsnap import RamsnapLimits
+from spec.ramsnap import RamsnapIndex, RamsnapLimits
 
 _LOADS = 2
 """At a time: each one keeps all processors busy."""
@@ -56,7 +57,7 @@ class Loader:
         """
         read = partial(read_chain, digest, blob, self._blob_path, limits=self._limits)
         chain = await finish_in_thread(read, self._chores)
-        promise = Promise(chain.image_bytes, self._directory.new_staging())
+        promise = Promise(self._needed(chain.image_bytes, chain.layers[0].index), self._directory.new_staging())
         # A parent whose image is here already is copied, and kept from being evicted until then.
         below = next((self._shelf.take(each) for each in reversed(chain.parents) if each in self._shelf.entries), None)
         try:
@@ -78,6 +79,14 @@ class Loader:
     async def promise(self, digest: Digest, promise: Promise) -> None:
         """Keep room for an image that is made elsewhere, until :meth:`forget`. Raises CapacityExceeded, NoSpace."""
         await self._make_room(digest, promise, threading.Event())
+
+    def needed_bytes(self, index: RamsnapIndex) -> int:
+        """What the image of a blob without a parent takes at most."""
+        return self._needed(index.payload_bytes, index)
+
+    def _needed(self, payload_bytes: int, bottom: RamsnapIndex) -> int:
+        """Huge pages take memory for the zeros in them, too."""
+        return payload_bytes + (sum(dense_extents(bottom).values()) if self._directory.huge_pages else 0)
 
     def forget(self, promise: Promise) -> None:
         """Its room is taken, or not needed."""

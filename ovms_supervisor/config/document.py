@@ -51,6 +51,7 @@ class Document(_Part, frozen=True, kw_only=True):
     store_limit: Size | UnsetType = UNSET
     image_dir: str | UnsetType = UNSET
     image_budget: Size | UnsetType = UNSET
+    huge_pages: bool | UnsetType = UNSET
     clone_budget: Size | UnsetType = UNSET
     policy: str | UnsetType = UNSET
     verify_on_pull: bool | UnsetType = UNSET

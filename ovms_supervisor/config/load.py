@@ -186,6 +186,7 @@ def _resolve(layers: _Layers, environ: Mapping[str, str]) -> Settings:
         verify_on_pull=layers.take("verify_on_pull", defaults.verify_on_pull),
         clone_budget_bytes=layers.size("clone_budget", total, minimum=MIB, share_of=total, why="all of memory"),
         socket_group=layers.take("socket_group", None),
+        huge_pages=layers.take("huge_pages", defaults.huge_pages),
         store_limit_bytes=layers.size("store_limit", 0, minimum=0, share_of=_disk_bytes(layers, root), why="no limit"),
         mlock=layers.take("mlock", policy, policy_why),
         log_limit_bytes=layers.size("log_limit", defaults.log_limit_bytes, minimum=_MIN_LOG_BYTES),

@@ -50,6 +50,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Whether a pull asks the policy before it fetches blobs; a start asks it in any case."""
     image_budget_bytes: int = msgspec.field(default_factory=_default_image_budget)
     """What resident images may take together."""
+    huge_pages: bool = False
+    """Whether ``image_dir`` is given a tmpfs of its own that has them, while it is empty; takes root."""
     store_limit_bytes: int = 0
     """What the store may take on disk before what nobody refers to goes, the least recently used first; 0: no limit."""
     clone_budget_bytes: int = msgspec.field(default_factory=host.memory_total_bytes)

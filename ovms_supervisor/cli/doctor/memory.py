@@ -58,7 +58,7 @@ def huge_pages(settings: Settings) -> Finding:
     chosen = policy.partition("[")[2].partition("]")[0] or policy
     if option not in ("huge=never", "huge=deny") or chosen == "force":
         return ok("huge pages", f"{option}, shmem_enabled={chosen}")
-    remedy = f"mount -o remount,huge=within_size {found.mount_point}, or image_dir on a tmpfs mount of its own"
+    remedy = f"huge_pages = true, for a tmpfs of their own (root); or mount -o remount,huge=advise {found.mount_point}"
     return warn("huge pages", f"{option}, shmem_enabled={chosen}", "loading images takes longer", remedy)
 
 
