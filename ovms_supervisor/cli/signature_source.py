@@ -62,6 +62,30 @@ def _fetch(settings: Settings, reference: Reference, plain_http: bool) -> tuple[
     return run_async(fetch)
 
 
+def look_into_registry(
+    settings: Settings, reference: Reference, *, plain_http: bool
+) -> tuple[Digest, bool, list[SignatureManifest]]:
+    """Of an OVMS artifact in its registry: digest, whether it has a RAM snapshot, and signatures.
+
+    Raises ArtifactNotFound, UnsupportedManifest (also for an index: whose entries are signed), RegistryError.
+    """
+    from cache.artifact import decode_oci_manifest
+    from cache.registry.access import open_registries
+    from cache.trust.remote_signatures import remote_signatures
+    from ovms_supervisor.registries import access_of
+    from spec import media_types
+
+    async def look() -> tuple[Digest, bool, list[SignatureManifest]]:
+        async with open_registries(access_of(settings, plain_http=_hosts(reference, plain_http))) as registries:
+            repository = registries.repository(reference)
+            found = await repository.manifest(reference.tag, reference.digest)
+            layers = decode_oci_manifest(found.data).layers
+            has_ram = any(each.media_type == media_types.RAMSNAP for each in layers)
+            return found.digest, has_ram, await remote_signatures(repository, found.digest)
+
+    return run_async(look)
+
+
 def attach(
     settings: Settings, reference: Reference, digest: Digest, signatures: list[SignatureManifest], *, plain_http: bool
 ) -> int:

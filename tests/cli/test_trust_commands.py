@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -93,6 +94,23 @@ def test_policy_check_explains(ovm: Ovm, packed: str, keys: tuple[str, str]) -> 
     write_policy(ovm, public, "scope = {}")
     unusable = ovm("policy", "check", "demo:base", "--format=json")
     assert (unusable.code, unusable.problem["code"]) == (1, "policy.invalid")
+
+
+def test_doctor_tells_of_the_policy(ovm: Ovm, keys: tuple[str, str]) -> None:
+    def found() -> tuple[str, str]:
+        report = json.loads(ovm("doctor", "--format=json").out)["findings"]
+        (finding,) = [each for each in report if each["check"] == "policy"]
+        return finding["level"], finding["why"] + finding["figure"]
+
+    assert found()[0] == "ok"
+    path = write_policy(ovm, keys[1])
+    assert found() == ("ok", f"{path}: 0 scopes")
+    path.write_text(path.read_text().replace("signedBy", "accept").replace(f', keys = ["{keys[1]}"]', ""))
+    level, why = found()
+    assert level == "warn"
+    assert "its default accepts every artifact" in why
+    path.write_text("version = 1")
+    assert found()[0] == "fail"
 
 
 @pytest.mark.real

@@ -64,6 +64,9 @@ def test_what_one_host_signed_another_runs_and_nothing_else(
     rules = f'[{{type = "signedBy", keys = ["{key}.pub"]}}]'
     text = f'version = 1\ndefault = [{{type = "reject"}}]\n[scopes]\n"{registry}/team" = {rules}\n'
     policy.write_text(text + '[ramSnapshot]\ndefault = [{type = "reject"}]\n')
+    explained = ovm("policy", "check", f"{name}:unsigned", "--format=json")
+    assert (explained.code, json.loads(explained.out)["digest"]) == (1, digests["unsigned"])
+    assert ovm.json("policy", "check", f"{name}:signed")["admitted"]
     refused = ovm("run", f"{name}:unsigned", "--format=json")
     assert (refused.code, refused.problem["code"]) == (126, "policy.rejected")
     assert refused.problem["fields"]["scope"] == f"{registry}/team"

@@ -10,6 +10,8 @@ from ovms_supervisor.cli import output
 from ovms_supervisor.cli.grammar import OvmCommand
 from ovms_supervisor.cli.invocation import Invocation, pass_invocation
 from ovms_supervisor.cli.parameters import STORED
+from ovms_supervisor.cli.signature_source import look_into_registry
+from spec.errors import ArtifactNotFound
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,29 +32,36 @@ if TYPE_CHECKING:
 @click.argument("action", type=click.Choice(["check"]), metavar="check")
 @click.argument("artifact", type=STORED, metavar="REF")
 @click.option("--cold", is_flag=True, help="As if it were booted: without the rules for RAM snapshots.")
+@click.option("--plain-http", is_flag=True, help="Speak to its registry without TLS; on loopback that is the default.")
 @pass_invocation
 def policy_command(
     invocation: Invocation,
     action: str,  # noqa: ARG001 - there is one, and room for more
     artifact: Reference | DigestSource,
     cold: bool,
+    plain_http: bool,
 ) -> None:
     """Explain what the policy says of an artifact, and why, without starting it.
 
+    What is not in the local store is looked for in its registry, without fetching more than manifests and signatures.
     The exit code is 0 if it would be admitted, else 1. The policy is the file that the setting 'policy' names, else
     etc/policy.toml below the root; spec/policy.md describes it.
     """
     from cache.trust.gate import Gate
     from cache.trust.policy_source import PolicySource
+    from spec.reference import Reference
 
     store, settings = invocation.store(), invocation.settings
-    stored = store.artifact(store.resolve(artifact))
     gate = Gate(store, PolicySource(settings.root, settings.policy))
-    decision = gate.decide(
-        stored.digest,
-        artifact,
-        ram_snapshot=stored.manifest.ram_snapshot is not None and not cold,
-    )
+    try:
+        stored = store.artifact(store.resolve(artifact))
+        has_ram = stored.manifest.ram_snapshot is not None
+        decision = gate.decide(stored.digest, artifact, ram_snapshot=has_ram and not cold)
+    except ArtifactNotFound:
+        if not isinstance(artifact, Reference) or artifact.registry is None:
+            raise
+        digest, has_ram, signatures = look_into_registry(settings, artifact, plain_http=plain_http)
+        decision = gate.decide(digest, artifact, ram_snapshot=has_ram and not cold, signatures=lambda: signatures)
     if invocation.json:
         output.as_json(_document(decision))
     else:

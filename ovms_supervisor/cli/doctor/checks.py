@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from ovms_supervisor.cli.doctor import kernel, limits, memory, service
+from ovms_supervisor.cli.doctor import kernel, limits, memory, service, trust
 from ovms_supervisor.cli.doctor.finding import Check, Finding
 from ovms_supervisor.cli.doctor.runtimes import runtimes
 
@@ -21,6 +21,7 @@ _REST: Final[tuple[Check, ...]] = (
     service.store,
     service.run_dir,
     service.daemon,
+    trust.policy,
     limits.open_files,
     limits.processes,
     limits.inotify,
