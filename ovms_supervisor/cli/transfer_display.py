@@ -64,14 +64,18 @@ def _bars() -> Any:
         TimeRemainingColumn,
         TransferSpeedColumn,
     )
+    from rich.table import Column
+
+    def whole() -> Column:
+        return Column(no_wrap=True)
 
     return Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[state]}", markup=False),
+        TextColumn("{task.description}", markup=False, table_column=whole()),
+        BarColumn(bar_width=12),
+        DownloadColumn(table_column=whole()),
+        TransferSpeedColumn(table_column=whole()),
+        TimeRemainingColumn(compact=True, table_column=whole()),
+        TextColumn("{task.fields[state]}", markup=False, table_column=whole()),
         console=Console(stderr=True),
     )
 
@@ -88,7 +92,7 @@ class _Bars(TransferDisplay):
 
     def show(self, digest: str, title: str, state: str, at_bytes: int, size_bytes: int) -> None:
         if digest not in self._tasks:
-            name = f"{neutral_line(title)[:24]:24} {output.short_digest(digest)[7:]}"
+            name = f"{neutral_line(title)[:14]:14} {output.short_digest(digest)[7:14]}"
             self._tasks[digest] = self._bars.add_task(name, total=size_bytes, state=state)
         self._bars.update(self._tasks[digest], completed=at_bytes, state="" if state == "fetching" else state)
 
