@@ -71,7 +71,7 @@ def test_signing_and_verifying(ovm: Ovm, packed: str, keys: tuple[str, str], tmp
 
 def write_policy(ovm: Ovm, public: str, more: str = "") -> Path:
     path = ovm.root / "etc" / "policy.toml"
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     signed = f'[{{type = "signedBy", keys = ["{public}"]}}]'
     path.write_text(f'version = 1\n{more}\ndefault = {signed}\n[ramSnapshot]\ndefault = [{{type = "reject"}}]\n')
     return path
