@@ -82,10 +82,19 @@ class AnonymousQemu(QemuClone):
         while (event := self._next("event")).get("data", {}).get("status") != "completed":
             if event.get("data", {}).get("status") == "failed":
                 raise RuntimeError("QEMU's migration to a file failed")
-        self.resume()
+        self._resume_when_finalized()
         took_ms = (time.perf_counter() - began) * 1000
         target.unlink()
         return took_ms
+
+    def _resume_when_finalized(self) -> None:
+        """QEMU says 'completed' some moments before it lets go of the migration."""
+        while True:
+            try:
+                return self.resume()
+            except RuntimeError as error:
+                if "not finalized" not in str(error):
+                    raise
 
 
 def anonymous(host: Host, runtime: str, instance_id: str, directory: Path) -> AnonymousCloudHypervisor | AnonymousQemu:
