@@ -102,8 +102,8 @@ class RuntimeReport:
     target: RestoreTarget | None
     """What a snapshot would be restored on: version, machine type, accelerator, CPU."""
     features: frozenset[str] = frozenset()
-    """Of ``ivshmem``, ``restore``, ``snapshot``, ``snapshot-in-place`` (or ``snapshot-in-place-diskless``: of clones
-    without a writable disk only)."""
+    """Of ``ivshmem``, ``restore``, ``snapshot``, ``snapshot-in-place`` (of clones, on new overlays), and
+    ``snapshot-in-place-same-disk`` (of clones that are given no new overlay, and write on to the disk they have)."""
     limitations: tuple[Limitation, ...] = ()
     usable_if_named: bool = False
     """It would not be chosen, but an explicit request is honoured: its limitations hurt some guests, not all."""
@@ -141,7 +141,8 @@ class SaveTarget:
 
     state_dir: Path
     overlays: tuple[Disk, ...] = field(default=())
-    """A fresh overlay for each writable disk, in order, backed by the present one. Made by the caller."""
+    """A fresh overlay for each writable disk, in order, backed by the present one. Made by the caller; none if the
+    driver can only go on on the same disk, of which the caller takes a copy before it lets the machine go on."""
     image: Path | None = None
     """For a machine whose RAM is private: a copy of its image, which the changed pages make the machine's RAM."""
 

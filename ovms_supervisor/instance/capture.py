@@ -5,6 +5,7 @@ Two ways, of which the driver knows which it can go::
     prepare → pause → save ─┬─ in place: resume → complete              the process goes on, on a new overlay
                             └─ else: restore a successor → retire       a clone of the snapshot goes on in its stead
 
+In place also where the VMM cannot exchange the file of a disk, if a copy of the overlay can be had within the pause.
 RAM that the machine owns is frozen by a hard link, whatever its size; of a private RAM the changed pages are copied,
 and only they are stored as a rule (:mod:`ovms_supervisor.instance.layering`). Until the successor runs, everything can
 be given up and the old process goes on; from then on there is no way back, and none is needed.
@@ -13,8 +14,10 @@ be given up and the old process goes on; from then on there is no way back, and 
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 import time
+import uuid
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -33,6 +36,7 @@ from ovms_supervisor.instance.instance import Instance
 from ovms_supervisor.instance.launch import files_of, record_of
 from ovms_supervisor.instance.layering import Layering, layering
 from ovms_supervisor.instance.life import Life
+from ovms_supervisor.instance.overlay_copy import can_be_copied, copy_overlay
 from ovms_supervisor.instance.overlays import NextOverlay
 from ovms_supervisor.instance.owned import undone_on_failure
 from ovms_supervisor.instance.record import Doing, VmRecord
@@ -55,6 +59,8 @@ class Captured:
     lineage: str
     """Digest of the OCI manifest below the layers."""
     layers: tuple[Path, ...]
+    copy: Path | None
+    """The last of the layers, if it is a copy: the machine goes on as a change of what was below it before."""
     kernel_args: str
     succeeded: bool
     """The machine maps the captured RAM now."""
@@ -80,6 +86,9 @@ class Capture:
         self._image = self._instance.image.digest if self._instance.image else None
         """What the machine is a clone of."""
         self._overlay = NextOverlay.of(self._instance, self._machine, self._generation)
+        self._frozen = self._overlay.frozen.path if self._overlay else None
+        self._copy: Path | None = None
+        """Of the overlay, where the machine goes on writing to the one that it has."""
         self._standing = False
         self._pause_began = 0.0
         self._pause_ms = 0.0
@@ -90,8 +99,10 @@ class Capture:
         async with undone_on_failure() as undo:
             staging = await images.stage()
             undo.push_async_callback(images.discard, staging)
+            undo.push_async_callback(self._discard_copy)
+            in_place = await self._goes_in_place()
             async with undone_on_failure() as given_up:
-                successor = await self._prepare(staging, given_up)
+                successor = await self._prepare(staging, given_up, in_place=in_place)
                 saved = await self._save(staging, successor=successor is not None)
                 if successor is not None:
                     await self._restore(successor[0], staging)
@@ -111,7 +122,8 @@ class Capture:
                 staging=staging,
                 compatibility=saved.compatibility,
                 lineage=record.lineage,
-                layers=tuple(record.pending_layers),
+                layers=(*record.pending_layers, *([self._copy] if self._copy else [])),
+                copy=self._copy,
                 kernel_args=self._machine.kernel_args,
                 succeeded=successor is not None,
                 layering=layers,
@@ -119,7 +131,7 @@ class Capture:
                 pause_ms=self._pause_ms,
             )
 
-    async def _prepare(self, staging: Path, given_up: AsyncExitStack) -> tuple[Vm, VmRecord] | None:
+    async def _prepare(self, staging: Path, given_up: AsyncExitStack, *, in_place: bool) -> tuple[Vm, VmRecord] | None:
         """Everything that needs no standing guest; the successor's process, unless the capture is in place."""
         with self._watch.phase("prepare"):
             given_up.push_async_callback(self._write_down, None)
@@ -129,7 +141,7 @@ class Capture:
                 given_up.push_async_callback(self._overlay.settle)
                 await self._overlay.create()
             await run_sync(partial((staging / "state").mkdir, exist_ok=True))
-            if await self._goes_in_place():
+            if in_place:
                 return None
             given_up.push_async_callback(run_sync, partial(self._ram.unlink, missing_ok=True))
             if self._machine.ram.private:
@@ -141,10 +153,26 @@ class Capture:
             return await self._spawn_successor(given_up)
 
     async def _goes_in_place(self) -> bool:
+        """Whether the process goes on; then also whether on a new overlay, or on the one that it has."""
         if not self._machine.ram.private:
             return False
         features = (await self._instance.host.runtimes.reports())[self._instance.record.runtime.name].features
-        return "snapshot-in-place" in features or (self._overlay is None and "snapshot-in-place-diskless" in features)
+        if "snapshot-in-place" in features:
+            return True
+        if "snapshot-in-place-same-disk" not in features:
+            return False
+        if self._frozen is None:
+            return True
+        copy = self._instance.host.layout.storing / str(uuid.uuid4()) / "overlay.qcow2"
+        if not await run_sync(can_be_copied, self._frozen, copy):
+            await run_sync(copy.parent.rmdir)
+            return False
+        self._copy, self._overlay = copy, None
+        return True
+
+    async def _discard_copy(self) -> None:
+        if self._copy is not None:
+            await run_sync(partial(shutil.rmtree, self._copy.parent, ignore_errors=True))
 
     async def _layering(self, saved: Saved) -> Layering | None:
         if saved.changes is None or self._image is None:
@@ -187,6 +215,8 @@ class Capture:
                 await self._vm.pause()
         with self._watch.phase("save"):
             saved = await self._vm.save(target)
+            if self._frozen is not None and self._copy is not None:
+                await run_sync(copy_overlay, self._frozen, self._copy)
             if self._machine.devices:
                 await run_sync(shared_devices.save, self._machine.devices, staging / "state")
         return saved

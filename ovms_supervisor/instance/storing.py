@@ -41,6 +41,8 @@ async def hold_layers(instance: Instance, captured: Captured, undo: AsyncExitSta
     """Give the overlays of a capture names of their own in a new directory, which ``undo`` removes."""
     directory = instance.host.layout.storing / str(uuid.uuid4())
     undo.push_async_callback(run_sync, partial(shutil.rmtree, directory, ignore_errors=True))
+    if captured.copy is not None:
+        undo.push_async_callback(run_sync, partial(shutil.rmtree, captured.copy.parent, ignore_errors=True))
     await run_sync(_link, captured.layers, directory)
     return directory
 
@@ -65,7 +67,8 @@ async def store(
     with watch.phase("store"):
         digest = await run_sync(_store, life.instance, captured, directory, encoded, reference)
         await _remember(life, captured, digest)
-        await _build_on(life, captured, digest)
+        if captured.copy is None:
+            await _build_on(life, captured, digest)
     if captured.layering is not None and not captured.succeeded:
         images, blob_path = life.instance.host.images, life.instance.host.store.blob_path
         await images.discard(captured.staging)

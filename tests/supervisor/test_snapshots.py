@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import pytest
 
@@ -10,11 +11,15 @@ from cache.index_file import ListedArtifact
 from cache.ramsnap import read_header
 from ovms_supervisor.instance import Instance
 from ovms_supervisor.instance.disks import read_record
+from ovms_supervisor.instance.overlay_copy import copy_overlay
 from ovms_supervisor.supervisor import Supervisor
 from spec.api import MmioWrite
+from spec.digest import parse_digest
 from spec.errors import Busy, ImmutableOverride, InUse, InvalidReference, NoSpace, OvmsError, WrongState
 from spec.instance import InstanceState
+from spec.qcow2 import build_overlay_header, parse_header
 from spec.reference import parse_reference
+from tests.cache.conftest import run
 from tests.supervisor.conftest import Site, ended, start
 from tests.supervisor.fake_vmm import FEATURES
 
@@ -145,6 +150,56 @@ async def test_a_driver_that_cannot_capture_a_clone_in_place(site: Site) -> None
         assert before.process.exited is not None
         assert nonce(site, clone) == before.guest.nonce
         await release_all(site, supervisor)
+
+
+@pytest.mark.real
+async def test_a_machine_that_goes_on_on_the_same_disk(site: Site) -> None:
+    """Each snapshot has the disk as it was; none is below the machine, so all are layers on the same base."""
+    site.fake.features = FEATURES - {"snapshot-in-place"} | {"snapshot-in-place-same-disk"}
+    async with site.daemon() as supervisor:
+        await supervisor.snapshot(await start(supervisor, "guest:disk"), "one")
+        clone = await start(supervisor, "guest:one")
+        (disk,), lineage = site.vm(clone).machine.disks, clone.record.lineage
+        pid = site.vm(clone).pid
+        for number, tag in enumerate(("two", "three")):
+            await asyncio.to_thread(run, "qemu-io", "-c", f"write -q -P {17 + number} {8 * number}k 4k", disk.path)
+            reply = await supervisor.snapshot(clone, tag)
+            assert list(reply.phases) == ["prepare", "pause", "save", "resume", "encode", "store"]
+        assert (site.vm(clone).pid, site.vm(clone).machine.disks) == (pid, (disk,))
+        assert (clone.record.lineage, clone.record.pending_layers) == (lineage, [])
+        for tag, second in (("two", 0), ("three", 18)):
+            later = await start(supervisor, f"guest:{tag}")
+            (own,) = site.vm(later).machine.disks
+            checks = ["-c", "read -q -P 17 0 4k", "-c", f"read -q -P {second} 8k 4k"]
+            assert "failed" not in await asyncio.to_thread(run, "qemu-io", "-r", *checks, own.path)
+            artifact = await asyncio.to_thread(supervisor._host.store.artifact, parse_digest(later.record.lineage))
+            assert len(artifact.disk_layers) == 3
+        await release_all(site, supervisor)
+
+
+async def test_an_overlay_that_is_too_large_to_be_copied(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ovms_supervisor.instance.overlay_copy.MOST_BYTES", 0)
+    monkeypatch.setattr("ovms_supervisor.instance.overlay_copy._share_blocks", lambda *_: False)
+    site.fake.features = FEATURES - {"snapshot-in-place"} | {"snapshot-in-place-same-disk"}
+    site.fake.saves_in_place = False
+    async with site.daemon() as supervisor:
+        await supervisor.snapshot(await start(supervisor, "guest:disk"), "one")
+        clone = await start(supervisor, "guest:one")
+        assert "restore" in (await supervisor.snapshot(clone, "two")).phases
+        assert await site.leaks(supervisor.instances()) == []
+        await release_all(site, supervisor)
+
+
+def test_a_copy_of_an_overlay_is_marked_as_closed(tmp_path: Path) -> None:
+    overlay, copy = tmp_path / "overlay", tmp_path / "copy"
+    header = bytearray(build_overlay_header("base", "raw", 1 << 20))
+    header[79] |= 1
+    overlay.write_bytes(header)
+    copy_overlay(overlay, copy)
+    assert parse_header(overlay.read_bytes()).dirty
+    assert not parse_header(copy.read_bytes()).dirty
+    header[79] &= 0xFE
+    assert copy.read_bytes() == header
 
 
 async def test_a_paused_machine_stays_paused(site: Site) -> None:

@@ -230,7 +230,7 @@ async def test_a_clone_is_saved_in_place_and_its_own_clone_goes_on_from_there(ho
     assert saved.compatibility.devices[0].name == "mailbox"
 
 
-async def test_a_clone_with_a_disk_of_its_own_is_continued_by_a_successor(host: Host) -> None:
+async def test_a_clone_that_is_to_have_another_overlay_is_continued_by_a_successor(host: Host) -> None:
     disk = host.directory / "disk.raw"
     disk.write_bytes(bytes(MIB))
     original = await host.booted(disks=(Disk(path=disk, format="raw"),))
@@ -249,7 +249,8 @@ async def test_a_clone_with_a_disk_of_its_own_is_continued_by_a_successor(host: 
     await clone.pause()
     for leftover in second.iterdir():
         leftover.unlink()
-    saved = await clone.save(SaveTarget(state_dir=second))
+    fresh = Disk(path=host.directory / "the caller makes it", format="raw")
+    saved = await clone.save(SaveTarget(state_dir=second, overlays=(fresh,)))
     assert not saved.in_place
     await saved.complete(host.directory / "image")
     last = (await host.ticks(clone))[-1][1]

@@ -34,7 +34,7 @@ def probe(configured: Path | None) -> RuntimeReport:
         )
         return _report(binary, None, frozenset(), (broken,))
     features, limitations = (
-        {"snapshot", "snapshot-in-place-diskless", "restore"},
+        {"snapshot", "snapshot-in-place-same-disk", "restore"},
         [*_kvm_limitations(), *cpu_limitations(host_cpu())],
     )
     if "--ivshmem" in answers[1]:

@@ -128,13 +128,14 @@ class CloudHypervisorVm:
     async def save(self, target: SaveTarget) -> CloudHypervisorSaved:
         """Write the device state, and copy what a clone changed of its RAM: nothing here grows with the RAM's size.
 
-        A clone without a writable disk goes on in place; Cloud Hypervisor can't exchange the file of a disk.
+        A clone goes on in place, unless it is to have another overlay: Cloud Hypervisor can't exchange the file of a
+        disk.
         """
         ram, state_dir = self._machine.ram, target.state_dir
         version = await self._version()
         regions = await self._save_devices(state_dir)
         changes = await run_sync(capture, self.pid, ram, target) if ram.private else None
-        in_place = ram.private and all(disk.read_only for disk in self._machine.disks)
+        in_place = ram.private and not target.overlays
         return CloudHypervisorSaved(_compatibility(self._machine, version, regions), in_place, changes)
 
     async def _save_devices(self, state_dir: Path) -> list[MemoryRegion]:
