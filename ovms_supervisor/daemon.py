@@ -22,6 +22,7 @@ from ovms_supervisor.api.listen import BACKLOG, activated, listen, remove_socket
 from ovms_supervisor.config import Settings
 from ovms_supervisor.config.directories import secure_directory
 from ovms_supervisor.directory_lock import locked
+from ovms_supervisor.event_loop import loop_factory
 from ovms_supervisor.image_mount import IMAGES_LOCK, mount_images, unmount_images
 from ovms_supervisor.layout import Layout
 from ovms_supervisor.log_file import LogFile
@@ -48,9 +49,11 @@ def run_daemon(settings: Settings, log_file: LogFile | None = None) -> None:
     ``log_file`` is what stdout and stderr are, if the daemon is to keep that within bounds.
     """
     _raise_descriptor_limit()
-    with logging_to(settings.log_format, settings.log_level, file=log_file):
-        # Not uvloop, though it serves many readers faster: qemu.qmp passes descriptors over asyncio's sockets only.
-        asyncio.run(_serve_until_told(settings))
+    with (
+        logging_to(settings.log_format, settings.log_level, file=log_file),
+        asyncio.Runner(loop_factory=loop_factory(settings.event_loop)) as runner,
+    ):
+        runner.run(_serve_until_told(settings))
 
 
 async def _serve_until_told(settings: Settings) -> None:
@@ -64,7 +67,8 @@ async def _serve_until_told(settings: Settings) -> None:
         asyncio.get_running_loop().add_signal_handler(number, tell, number)
     async with Watchdog(), serving(settings):
         sd_notify("READY=1", f"STATUS=listens on {settings.socket}")
-        _log.info("ready", version=VERSION, socket=str(settings.socket), pid=os.getpid())
+        loop = type(asyncio.get_running_loop()).__module__.partition(".")[0]
+        _log.info("ready", version=VERSION, socket=str(settings.socket), pid=os.getpid(), event_loop=loop)
         number = await told
         sd_notify("STOPPING=1")
         _log.info("stopping", signal=number.name, on_exit=settings.on_exit)

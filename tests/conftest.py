@@ -77,6 +77,12 @@ def nothing_left_behind() -> Iterator[None]:
         pytest.fail("left behind: " + "; ".join(left), pytrace=False)
 
 
+@pytest.fixture(scope="session")
+def uvloop_here() -> None:
+    """Skips where there is no uvloop; its first loop makes a pipe that stays as long as the process."""
+    pytest.importorskip("uvloop").new_event_loop().close()
+
+
 def _descriptors() -> dict[int, str]:
     found = {}
     for entry in Path("/proc/self/fd").iterdir():

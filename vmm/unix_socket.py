@@ -46,12 +46,22 @@ def listen(path: Path) -> socket.socket:
 
 async def connect(path: Path) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """A connection to the socket at ``path``; raises OSError."""
+    connection = connected(path)
+    try:
+        return await asyncio.open_unix_connection(sock=connection)
+    except BaseException:
+        connection.close()
+        raise
+
+
+def connected(path: Path) -> socket.socket:
+    """A non-blocking socket that is connected to the one at ``path``; raises OSError."""
     connection = socket.socket(socket.AF_UNIX)
     try:
         connection.setblocking(False)  # connecting to a UNIX socket is done at once, or fails
         with address_of(path) as address:
             connection.connect(address)
-        return await asyncio.open_unix_connection(sock=connection)
     except BaseException:
         connection.close()
         raise
+    return connection

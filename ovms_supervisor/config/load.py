@@ -192,6 +192,7 @@ def _resolve(layers: _Layers, environ: Mapping[str, str]) -> Settings:
         log_limit_bytes=layers.size("log_limit", defaults.log_limit_bytes, minimum=_MIN_LOG_BYTES),
         stop_grace_s=layers.take("stop_grace_s", defaults.stop_grace_s),
         on_exit=layers.take("on_exit", defaults.on_exit),
+        event_loop=layers.take("event_loop", defaults.event_loop),
         log_format=layers.take("log_format", defaults.log_format),
         log_level=layers.take("log_level", defaults.log_level),
         warm_reserve_bytes=layers.size(

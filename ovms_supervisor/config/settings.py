@@ -13,6 +13,7 @@ from spec.sizes import MIB
 
 MlockPolicy = Literal["required", "best-effort"]
 OnExit = Literal["leave", "stop"]
+EventLoop = Literal["auto", "asyncio", "uvloop"]
 LogFormat = Literal["auto", "json", "console"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
@@ -65,6 +66,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """How long a guest may take to power itself off before its VMM is ended."""
     on_exit: OnExit = "leave"
     """What becomes of running machines when the daemon ends: they go on, or are stopped."""
+    event_loop: EventLoop = "auto"
+    """What the daemon runs on; ``auto`` is ``uvloop`` where that is installed, else ``asyncio``."""
     log_format: LogFormat = "auto"
     """Of the daemon's own log; ``auto`` is ``console`` on a terminal, else ``json``."""
     log_level: LogLevel = "info"

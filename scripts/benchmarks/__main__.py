@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import msgspec
@@ -23,6 +24,10 @@ def main() -> int:
     parser.add_argument("--list", action="store_true", help="name the rows")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured there, too")
     parser.add_argument("--runtime", action="append", help="only this runtime; may be repeated")
+    loops = ["asyncio", *(["uvloop"] if find_spec("uvloop") else [])]
+    parser.add_argument(
+        "--event-loop", choices=loops, default=loops[-1], help="of the daemon and the servers beside it (%(default)s)"
+    )
     arguments = parser.parse_args()
     if arguments.list:
         for row in ALL:
@@ -32,14 +37,14 @@ def main() -> int:
     if unknown:
         parser.error(f"no row {', '.join(sorted(unknown))}; there are {', '.join(row.name for row in ALL)}")
     rows = [row for row in ALL if not arguments.only or row.name in arguments.only]
-    with host(quick=arguments.quick, event_loop="asyncio") as made:
+    with host(quick=arguments.quick, event_loop=arguments.event_loop) as made:
         if arguments.runtime:
             made.runtimes = tuple(each for each in made.runtimes if each in arguments.runtime)
         _say(f"runtimes here: {', '.join(made.runtimes) or 'none'}")
         measured = [_measure(row, made) for row in rows]
     print(table(measured))
     if arguments.json:
-        described = document(measured, quick=arguments.quick, event_loop="asyncio")
+        described = document(measured, quick=arguments.quick, event_loop=arguments.event_loop)
         arguments.json.write_bytes(msgspec.json.format(msgspec.json.encode(described), indent=1))
     return 1 if any(each.trouble for each in measured) else 0
 

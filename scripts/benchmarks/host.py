@@ -100,7 +100,7 @@ def host(*, quick: bool, event_loop: str) -> Iterator[Host]:
     """
     with (
         TemporaryDirectory(prefix="ovms-bench-") as root,
-        private_daemon({"OVMS_ROOT": root}, parent=_TMPFS) as daemon,
+        private_daemon({"OVMS_ROOT": root, "OVMS_EVENT_LOOP": event_loop}, parent=_TMPFS) as daemon,
         Connection(daemon.socket) as control,
     ):
         made = Host(daemon, control, quick, event_loop, ())

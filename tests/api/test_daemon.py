@@ -55,7 +55,7 @@ def directory(tmpfs_mount: Path, tmp_path_factory: pytest.TempPathFactory) -> It
 class Process:
     """``ovm serve`` as somebody starts it in a terminal or a unit."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, **more: str) -> None:
         self.directory = directory
         self.socket = directory / "run" / "ovms.sock"
         self._notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -68,6 +68,7 @@ class Process:
             "NOTIFY_SOCKET": str(notify_path),
             "OVMS_IMAGE_DIR": str(directory / "images"),
             "OVMS_MLOCK": "best-effort",
+            **more,
         }
         self.process: asyncio.subprocess.Process | None = None
 
@@ -124,11 +125,24 @@ def check_log(log: str) -> None:
 
 
 @pytest.fixture
-async def process(directory: Path) -> AsyncIterator[Process]:
-    async with Process(directory) as process:
+def event_loop() -> str:
+    """What the daemon runs on: its default is whatever is installed."""
+    return "asyncio"
+
+
+on_every_loop = pytest.mark.parametrize("event_loop", ["asyncio", "uvloop"])
+
+
+@pytest.fixture
+async def process(directory: Path, event_loop: str) -> AsyncIterator[Process]:
+    if event_loop == "uvloop":
+        pytest.importorskip("uvloop")
+    async with Process(directory, OVMS_EVENT_LOOP=event_loop) as process:
         await process.start("--on-exit", "stop")
         yield process
-        check_log(await process.end())
+        log = await process.end()
+        check_log(log)
+        assert f'"event_loop": "{event_loop}"' in log
         assert process.process is not None
         assert process.process.returncode == 0
         assert not process.socket.exists()
@@ -140,6 +154,7 @@ async def client(process: Process) -> AsyncIterator[Client]:
         yield client
 
 
+@on_every_loop
 async def test_a_guest_from_start_to_removal(process: Process, client: Client) -> None:
     started = await client.start("guest:1", Overrides(name="web"), wait="running")
     assert started.status == "running"
@@ -184,6 +199,7 @@ async def test_a_guest_from_start_to_removal(process: Process, client: Client) -
         await client.status("web")
 
 
+@on_every_loop
 async def test_a_snapshot_and_its_clones(client: Client) -> None:
     await client.start("guest:1", Overrides(name="golden"), wait="running")
     await asyncio.sleep(0.3)

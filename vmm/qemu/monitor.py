@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -51,16 +52,25 @@ class Monitor:
         # Events are taken in where they arrive: there is no queue to drain when the process has ended.
         self._client.register_listener(EventListener(event_filter=self._on_event))
         self._incoming: asyncio.Future[str] | None = None
+        self._socket: socket.socket | None = None
 
     @classmethod
     async def connect(cls, path: Path) -> Monitor:
         """Connect to the listening socket ``path`` and wait for the greeting. Raises VmmGarbage."""
         monitor = cls()
         try:
-            with unix_socket.address_of(path) as address:
-                await monitor._client.connect(address)
+            connection = unix_socket.connected(path)
+        except OSError as error:
+            raise VmmGarbage(f"no QMP at {path}: {error}") from error
+        try:
+            monitor._socket = connection.dup()
+            await monitor._client.connect(connection)
         except ConnectError as error:
+            monitor._close_socket()
             raise VmmGarbage(f"no QMP at {path}: {error.exc or error}") from error
+        except BaseException:
+            monitor._close_socket()
+            raise
         return monitor
 
     @property
@@ -83,10 +93,15 @@ class Monitor:
             raise VmmGarbage(f"QEMU does not answer {command} in QMP: {error}", command=command) from error
 
     async def send_file(self, name: str, fd: int) -> None:
-        """Give QEMU a copy of a descriptor under a name. Raises VmmRefused, VmmGarbage."""
+        """Give QEMU a copy of a descriptor under a name. Raises VmmRefused, VmmGarbage.
+
+        It travels with a blank between two commands, on a socket of our own: not every event loop shows its sockets.
+        """
         try:
-            self._client.send_fd_scm(fd)
-        except (QMPError, OSError) as error:
+            if self._socket is None:
+                raise OSError("there is no connection")
+            socket.send_fds(self._socket, [b" "], [fd])
+        except OSError as error:
             raise VmmGarbage(f"QEMU takes no descriptor: {error}") from error
         await self.execute("getfd", {"fdname": name})
 
@@ -110,9 +125,15 @@ class Monitor:
 
     async def close(self) -> None:
         """Close the connection, whatever its state; never raises an error."""
+        self._close_socket()
         with contextlib.suppress(QMPError, OSError, EOFError, ValueError, TimeoutError):
             async with asyncio.timeout(_DISCONNECT_LIMIT_S):
                 await self._client.disconnect()
+
+    def _close_socket(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
 
     def _on_event(self, event: Message) -> bool:
         name, data = event.get("event"), event.get("data")
