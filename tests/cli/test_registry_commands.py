@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
+import shutil
 import subprocess
 import sys
 import time
@@ -90,6 +92,31 @@ def _referrers(demo: Ovm, target: str, tmp_path: Path) -> None:
     assert {each["digest"] for each in listed[:2]} == {each["digest"] for each in listed[2:]}
     assert demo("inspect", "--referrers", f"{target}-missing").code == 1
     assert demo("inspect", "--referrers", "--raw", target).code == 2
+
+
+def test_a_snapshot_that_cannot_be_pushed_is_here(ovm: Ovm, registry: str, guest_kernel: Path) -> None:
+    if shutil.which("qemu-system-x86_64") is None:
+        pytest.skip("qemu is not installed")
+    target = f"{registry}/team/web:warm"
+    try:
+        ovm.ok("pack", "-t", "demo:base", "--kernel", str(guest_kernel), "--memory=32M")
+        ovm.ok("run", "--runtime=qemu", "--name=web", "demo:base")
+        failed = ovm("snapshot", "web", "-t", target, "--format=json")
+        assert (failed.code, failed.problem["code"]) == (1, "registry.authentication")
+        assert f"the snapshot is here as {target}" in failed.problem["detail"]
+        assert failed.problem["remedy"].endswith(f"Then push it: ovm push {target}")
+        digest = failed.problem["fields"]["snapshot_ref"]
+        assert ovm.json("inspect", target)["digest"] == digest
+        assert ovm.json("status", "web")["status"] == "running"
+
+        ovm.ok("login", "-u", USER, "--password-stdin", registry, stdin=PASSWORD.encode())
+        assert ovm.json("push", target)["digest"] == digest
+        saved = ovm("snapshot", "web", "-t", target)
+        assert saved.code == 0, saved.err
+        assert re.search(rf"^pushed {re.escape(target)}: .* were there", saved.err, re.MULTILINE)
+    finally:
+        ovm("rm", "-f", *ovm("ps", "-aq").out.split())
+        ovm("serve", "--stop")
 
 
 def test_wrong_usage(demo: Ovm, registry: str) -> None:
