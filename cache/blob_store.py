@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Event
 from typing import Final
 
 from cache.blob_writer import BlobWriter
@@ -64,14 +65,14 @@ class BlobStore:
         """The content, checked. Raises BlobNotFound, SizeMismatch (also beyond ``max_bytes``), DigestMismatch."""
         return read_verified(self.blob_path(descriptor.content_digest), descriptor, max_bytes)
 
-    def verify_blob(self, descriptor: Descriptor) -> Path:
+    def verify_blob(self, descriptor: Descriptor, stop: Event | None = None) -> Path:
         """Check a blob's size and digest and return its path.
 
         A blob is hashed once in the life of this object, and again only if its file has changed since.
-        Raises BlobNotFound, SizeMismatch, DigestMismatch.
+        ``stop`` ends it early, with an error. Raises BlobNotFound, SizeMismatch, DigestMismatch.
         """
         path = self.blob_path(descriptor.content_digest)
-        self._verified.check(path, descriptor)
+        self._verified.check(path, descriptor, stop)
         return path
 
     def writer(self) -> BlobWriter:

@@ -6,7 +6,7 @@ import errno
 import hashlib
 import os
 from pathlib import Path
-from threading import Lock
+from threading import Event, Lock
 from typing import Final
 
 from cache.host_errors import explain, host_errors
@@ -58,8 +58,11 @@ class VerifiedBlobs:
         self._known: dict[Digest, _Identity] = {}
         self._lock = Lock()
 
-    def check(self, path: Path, descriptor: Descriptor) -> None:
-        """Hash the file unless it is known. Raises BlobNotFound, SizeMismatch, DigestMismatch."""
+    def check(self, path: Path, descriptor: Descriptor, stop: Event | None = None) -> None:
+        """Hash the file unless it is known. Raises BlobNotFound, SizeMismatch, DigestMismatch.
+
+        If ``stop`` is set meanwhile, nothing is known of it, and any of these may be raised.
+        """
         digest = descriptor.content_digest
         fd = open_blob(path, digest)
         try:
@@ -70,7 +73,7 @@ class VerifiedBlobs:
                 with self._lock:
                     if self._known.get(digest) == before:
                         return
-                check_digest(descriptor, _hash(fd))
+                check_digest(descriptor, _hash(fd, stop))
                 if _identity(fd) == before:
                     with self._lock:
                         self._known[digest] = before
@@ -83,10 +86,10 @@ def _identity(fd: int) -> _Identity:
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
-def _hash(fd: int) -> Digest:
+def _hash(fd: int, stop: Event | None) -> Digest:
     state = hashlib.sha256()
     reader = SparseReader(fd)
-    while chunk := reader.read(_CHUNK_BYTES):
+    while not (stop and stop.is_set()) and (chunk := reader.read(_CHUNK_BYTES)):
         state.update(chunk)
     return digest_from_hash(state)
 

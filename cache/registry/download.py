@@ -20,7 +20,16 @@ from cache.registry.retry import RetryPolicy
 from cache.registry.sink import BlobSink, SinkFor, no_sink
 from cache.threads import ended, finish_in_thread
 from spec.digest import Digest
-from spec.errors import DigestMismatch, NoSpace, OvmsError, RegistryGarbage, RegistryUnreachable, SizeMismatch
+from spec.errors import (
+    BlobNotFound,
+    Corrupt,
+    DigestMismatch,
+    NoSpace,
+    OvmsError,
+    RegistryGarbage,
+    RegistryUnreachable,
+    SizeMismatch,
+)
 from spec.oci import Descriptor
 
 T = TypeVar("T")
@@ -99,7 +108,7 @@ class Download:
         """Hold the partial file; False: the blob is there, perhaps because somebody else has just brought it."""
         while True:
             acquired = await self._in_thread(self._partial.acquire)
-            if await self._in_thread(self._is_there):
+            if await self._is_there():
                 await self._in_thread(self._partial.remove)
                 return False
             if acquired:
@@ -107,12 +116,17 @@ class Download:
             self._tell("waiting", 0)
             await asyncio.sleep(_POLL_S)
 
-    def _is_there(self) -> bool:
-        """Of the right size, that is: one of another size is damaged, or not what is described, as will be seen."""
-        try:
-            return self._store.blob_path(self._blob.content_digest).stat().st_size == self._blob.size
-        except FileNotFoundError:
+    async def _is_there(self) -> bool:
+        """And is what it should be: whoever is told that a blob is damaged pulls it again."""
+        if not self._store.has_blob(self._blob.content_digest):
             return False
+        self._tell("checking", 0)
+        stop = threading.Event()
+        try:
+            await self._in_thread(lambda: self._store.verify_blob(self._blob, stop), stop)
+        except (BlobNotFound, Corrupt):
+            return False
+        return True
 
     # --- the bytes ----------------------------------------------------------------------------------------------------
 

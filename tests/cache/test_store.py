@@ -7,6 +7,7 @@ import json
 import os
 import threading
 from pathlib import Path
+from threading import Event
 
 import pytest
 
@@ -128,9 +129,9 @@ def test_verify_blob_hashes_once_and_again_after_a_change(store: Store, monkeypa
     hashed: list[int] = []
     hash_file = cache.verified_blobs._hash
 
-    def counting(fd: int) -> Digest:
+    def counting(fd: int, stop: Event | None) -> Digest:
         hashed.append(fd)
-        return hash_file(fd)
+        return hash_file(fd, stop)
 
     monkeypatch.setattr(cache.verified_blobs, "_hash", counting)
     descriptor = descriptor_of(b"content")

@@ -107,6 +107,18 @@ async def test_a_blob_comes_once(store: Store, repository: Repository, registry:
     assert len(registry.requests) == requests, "a blob that is there is not asked for"
 
 
+async def test_a_blob_that_was_damaged_in_the_store_is_fetched_again(
+    store: Store, repository: Repository, registry: SmallRegistry
+) -> None:
+    registry.add_blob(DATA)
+    await fetch(store, repository)
+    path = store.blob_path(digest_of(DATA))
+    for damaged in (DATA[::-1], DATA[:-1], b""):
+        path.write_bytes(damaged)
+        assert (await fetch(store, repository)).network_bytes == len(DATA)
+        assert is_whole(store)
+
+
 async def test_zeros_become_holes(store: Store, repository: Repository, registry: SmallRegistry) -> None:
     data = bytes(8 << 20) + b"end"
     registry.add_blob(data)
