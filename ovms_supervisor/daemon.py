@@ -35,6 +35,7 @@ from ovms_supervisor.supervisor import Supervisor
 from ovms_supervisor.version import VERSION
 from ovms_supervisor.watchdog import Watchdog
 from vmm.registry import drivers
+from vmm.sandbox.launching import Launcher
 
 _HANDLERS_S = 5.0  # what handlers get to send their last replies in, after changes under way have been drained
 
@@ -99,8 +100,17 @@ async def serving(settings: Settings) -> AsyncIterator[Supervisor]:
         )
         await images.open()
         stack.push_async_callback(images.close)
+        launcher = Launcher(settings.run_dir / "launcher.log")
+        stack.callback(launcher.close)
         supervisor = await stack.enter_async_context(
-            Supervisor(settings, drivers(settings.binaries), store, images, progress=Startup().taken_over)
+            Supervisor(
+                settings,
+                drivers(settings.binaries, launcher),
+                store,
+                images,
+                launcher=launcher,
+                progress=Startup().taken_over,
+            )
         )
         metrics = Metrics(lag, images)
         metrics.registry.register(supervisor.pool.figures)

@@ -35,6 +35,7 @@ from ovms_supervisor.instance.adoption import Found, Progress, find_all
 from ovms_supervisor.instance.capacity import Capacity
 from ovms_supervisor.instance.creation import create, forget
 from ovms_supervisor.instance.host import Host
+from ovms_supervisor.instance.isolation import Isolation
 from ovms_supervisor.instance.owned import owned
 from ovms_supervisor.instance.pausing import pause, resume
 from ovms_supervisor.instance.plan import Plan
@@ -56,6 +57,7 @@ from spec.errors import Busy, CapacityExceeded, Conflict, InstanceNotFound, Inva
 from spec.instance import InstanceState, is_live
 from spec.reference import DigestSource, Reference
 from vmm.driver import Driver, RuntimeName
+from vmm.sandbox.launching import Launcher
 
 _log = structlog.get_logger(__name__)
 
@@ -70,6 +72,7 @@ class Supervisor:
         store: Store,
         images: ResidentImages,
         *,
+        launcher: Launcher | None = None,
         progress: Progress = lambda _done, _of: None,
     ) -> None:
         """``progress`` hears how many of the machines of an earlier daemon have been taken over."""
@@ -88,6 +91,7 @@ class Supervisor:
             capacity=Capacity(layout.image_dir, clone_memory(settings)),
             events=self.events,
             pulling=Pulling(settings, store, self.events, runtimes.platform, gate, Residency(images, store)),
+            isolation=Isolation(settings.isolation, launcher),
         )
         self._pushing = Pushing(settings, store, self.events)
         self._roster = Roster()

@@ -389,6 +389,16 @@ class MlockLimit(HostLimit):
     default_remedy = 'Raise RLIMIT_MEMLOCK (LimitMEMLOCK=infinity), or set mlock = "best-effort" in the configuration.'
 
 
+class IsolationMissing(HostLimit):
+    """A VMM cannot be confined as the configuration demands."""
+
+    code = "host.isolation_missing"
+    title = "Isolation cannot be had"
+    default_remedy = (
+        "Run 'ovm doctor' to see which layers this host has, or set isolation = \"auto\" in the configuration."
+    )
+
+
 class NoUsableRuntime(HostLimit):
     """No VMM on this host can run the artifact."""
 

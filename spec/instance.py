@@ -94,6 +94,14 @@ StartPath = Literal["booted", "restored", "claimed"]
 """Claimed: it was there before it was asked for, restored and paused, and only had to go on."""
 
 
+class IsolationLayer(msgspec.Struct, frozen=True, kw_only=True):
+    """One layer of a VMM's confinement, as read back from the kernel."""
+
+    name: str
+    holds: bool
+    detail: str
+
+
 class StartMetrics(msgspec.Struct, frozen=True, kw_only=True):
     """How long the start took, from the request to ``running``, and each phase; milliseconds by the monotonic clock."""
 
@@ -175,3 +183,5 @@ class InstanceInfo(msgspec.Struct, frozen=True, kw_only=True):
     metrics: Metrics
     trust: TrustInfo | None = None
     """Null for a machine that an older daemon started."""
+    isolation: list[IsolationLayer] = []
+    """Empty where VMMs are not confined."""

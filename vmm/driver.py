@@ -70,6 +70,20 @@ class Machine:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Confinement:
+    """That a VMM is to be confined (RFC §6), and what its owner knows of it; the rest follows from the machine."""
+
+    uid: int | None
+    """A user of its own, where the daemon is root; None: the daemon's, in a user namespace."""
+    read_only: tuple[Path, ...] = ()
+    """What it may read beside the files of its machine: the directory of its image."""
+    writable: tuple[Path, ...] = ()
+    """Directories in which it may have files: where its state is saved."""
+    strict: bool = False
+    """A layer that cannot be had is an error."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class VmmFiles:
     """Where one VMM process puts its files.
 
@@ -81,6 +95,8 @@ class VmmFiles:
     console: Path
     log: Path
     generation: int = 0
+    confinement: Confinement | None = None
+    """None: the process runs as the daemon does."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,6 +222,10 @@ class Vm(Protocol):
 
     async def save(self, target: SaveTarget) -> Saved:
         """Write the device state of a paused machine."""
+
+    @property
+    def unconfined(self) -> tuple[tuple[str, str], ...]:
+        """Layers of its confinement that could not be had when it was started, and why."""
 
     async def memory_use(self) -> MemoryUse:
         """Read the kernel's figures (in a thread: smaps of a large process takes milliseconds)."""

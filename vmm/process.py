@@ -19,6 +19,7 @@ import anyio
 import structlog
 
 from spec.errors import OvmsError, VmmExited, VmmTimeout
+from vmm.sandbox.launching import Launched
 from vmm.spawn import start
 
 T = TypeVar("T")
@@ -60,6 +61,8 @@ class VmmProcess:
 
     def __init__(self, pid: int, pidfd: int, name: str, log: Path | None, log_offset: int) -> None:
         self.pid = pid
+        self.unconfined: tuple[tuple[str, str], ...] = ()
+        """Layers of its confinement that it does not have, and why."""
         self._pidfd = pidfd
         self._name = name
         self._log_path = log
@@ -85,6 +88,13 @@ class VmmProcess:
         """
         started = start(argv, stdin=stdin, stdout=stdout, stderr=stderr, pass_fds=pass_fds)
         return cls(started.pid, started.pidfd, started.name, stderr, started.log_offset)
+
+    @classmethod
+    def of(cls, launched: Launched, name: str, log: Path, log_offset: int) -> VmmProcess:
+        """Watch a process that the launcher has made."""
+        process = cls(launched.pid, launched.pidfd, name, log, log_offset)
+        process.unconfined = launched.remarks
+        return process
 
     @classmethod
     def attach(cls, pid: int, *, name: str = "the VMM", log: Path | None = None) -> VmmProcess:

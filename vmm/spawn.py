@@ -71,6 +71,26 @@ def start(
             os.close(fd)
 
 
+def open_streams(stdout: Path | None, stderr: Path) -> tuple[list[int], int]:
+    """Descriptors for the standard streams of a child, the caller's to close, and the size of its log before it wrote.
+
+    Raises FileMissing, PermissionMissing, NoSpace, CapacityExceeded.
+    """
+    opened: list[int] = []
+    try:
+        opened.append(os.open(os.devnull, os.O_RDWR))
+        if stdout is None:
+            opened.append(os.open(os.devnull, os.O_RDWR))
+        else:
+            _open_appending(stdout, opened)
+        _open_appending(stderr, opened)
+        return opened, os.lseek(opened[2], 0, os.SEEK_END)
+    except OSError as error:
+        for fd in opened:
+            os.close(fd)
+        raise _spawn_error("a VMM", error) from error
+
+
 def clean_environment() -> dict[str, str]:
     """The part of our environment that a VMM is given."""
     return {name: os.environ[name] for name in _KEPT_ENVIRONMENT if name in os.environ}

@@ -102,11 +102,17 @@ class ImageDirectory:
         """
         with host_errors(self.path):
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if self._staging.exists():
-                shutil.rmtree(self._staging)
-            self._staging.mkdir(mode=0o700)
+            # Emptied, not made anew: confined VMMs that outlived their daemon have this very directory in their view.
+            self._staging.mkdir(mode=0o700, exist_ok=True)
+            for left in self._staging.iterdir():
+                shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
             self.huge_pages = has_huge_pages(self.path)
             return list(self._recover())
+
+    @property
+    def staging_dir(self) -> Path:
+        """The staging area."""
+        return self._staging
 
     def new_staging(self) -> Path:
         """A name in the staging area that nobody has; nothing is made."""

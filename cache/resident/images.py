@@ -182,6 +182,11 @@ class ResidentImages:
         """Unlock and remove an image. Raises BlobNotFound, InUse, HostLimit."""
         await self._shelf.evict(digest)
 
+    @property
+    def staging_dir(self) -> Path:
+        """Where :meth:`stage` makes its directories."""
+        return self._directory.staging_dir
+
     async def stage(self) -> Path:
         """A new directory on the file system of the images, with an empty ``state/``: for ``ram`` and device state.
 

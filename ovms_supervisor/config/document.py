@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import UNSET, Meta, UnsetType, field
 
-from ovms_supervisor.config.settings import EventLoop, LogFormat, LogLevel, MlockPolicy, OnExit
+from ovms_supervisor.config.settings import EventLoop, IsolationMode, LogFormat, LogLevel, MlockPolicy, OnExit
 from spec.decoding import NotDecodable, from_builtins
 from spec.errors import InvalidConfig
 
@@ -56,6 +56,7 @@ class Document(_Part, frozen=True, kw_only=True):
     policy: str | UnsetType = UNSET
     verify_on_pull: bool | UnsetType = UNSET
     mlock: MlockPolicy | UnsetType = UNSET
+    isolation: IsolationMode | UnsetType = UNSET
     log_limit: Size | UnsetType = UNSET
     stop_grace_s: Annotated[float, Meta(ge=0, le=3600)] | UnsetType = UNSET
     on_exit: OnExit | UnsetType = UNSET

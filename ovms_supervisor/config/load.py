@@ -189,6 +189,7 @@ def _resolve(layers: _Layers, environ: Mapping[str, str]) -> Settings:
         huge_pages=layers.take("huge_pages", defaults.huge_pages),
         store_limit_bytes=layers.size("store_limit", 0, minimum=0, share_of=_disk_bytes(layers, root), why="no limit"),
         mlock=layers.take("mlock", policy, policy_why),
+        isolation=layers.take("isolation", defaults.isolation),
         log_limit_bytes=layers.size("log_limit", defaults.log_limit_bytes, minimum=_MIN_LOG_BYTES),
         stop_grace_s=layers.take("stop_grace_s", defaults.stop_grace_s),
         on_exit=layers.take("on_exit", defaults.on_exit),

@@ -12,6 +12,7 @@ from ovms_supervisor.config import host
 from spec.sizes import MIB
 
 MlockPolicy = Literal["required", "best-effort"]
+IsolationMode = Literal["off", "auto", "required"]
 OnExit = Literal["leave", "stop"]
 EventLoop = Literal["auto", "asyncio", "uvloop"]
 LogFormat = Literal["auto", "json", "console"]
@@ -60,6 +61,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     mlock: MlockPolicy = "best-effort"
     """An artifact demands locked memory, the kernel refuses: ``required`` is an error, ``best-effort`` is reported as
     ``degraded``."""
+    isolation: IsolationMode = "auto"
+    """How VMMs are confined: as far as this host can, wholly or not at all, or not."""
     log_limit_bytes: int = 16 * MIB
     """Console output kept per instance; the oldest goes first."""
     stop_grace_s: float = 10.0

@@ -25,7 +25,7 @@ from ovms_supervisor.instance.claims import claim
 from ovms_supervisor.instance.half_done import finish_half_done, settle_files
 from ovms_supervisor.instance.host import Host
 from ovms_supervisor.instance.instance import Instance
-from ovms_supervisor.instance.launch import files_of
+from ovms_supervisor.instance.launch import files_of_running
 from ovms_supervisor.instance.life import Life, StopOrder
 from ovms_supervisor.instance.process_identity import boot_id, is_same, processes_of, start_ticks
 from ovms_supervisor.instance.record import Record
@@ -200,7 +200,7 @@ async def _attach(instance: Instance, boot: str) -> None:
     driver = host.driver(record.runtime.name)
     await run_sync(settle_files, instance)
     try:
-        vm = await driver.attach(record.vm.machine, files_of(instance, record.vm.generation), record.vm.pid)
+        vm = await driver.attach(record.vm.machine, files_of_running(instance), record.vm.pid)
     except OvmsError:
         await _kill(record.vm.pid, record.vm.start_ticks)
         raise

@@ -33,7 +33,7 @@ from cache.threads import finish_in_thread
 from ovms_supervisor.clock import Stopwatch
 from ovms_supervisor.instance import shared_devices
 from ovms_supervisor.instance.instance import Instance
-from ovms_supervisor.instance.launch import files_of, record_of
+from ovms_supervisor.instance.launch import files_of, note_isolation, record_of
 from ovms_supervisor.instance.layering import Layering, layering
 from ovms_supervisor.instance.life import Life
 from ovms_supervisor.instance.overlay_copy import can_be_copied, copy_overlay
@@ -44,6 +44,7 @@ from spec.compatibility import Compatibility
 from spec.errors import OvmsError, VmmExited, WrongState
 from spec.instance import InstanceState
 from vmm.driver import Machine, Ram, Saved, SaveTarget, Vm
+from vmm.sandbox.ownership import take_back
 
 COPY_NICENESS: Final = 5
 
@@ -89,6 +90,7 @@ class Capture:
         self._frozen = self._overlay.frozen.path if self._overlay else None
         self._copy: Path | None = None
         """Of the overlay, where the machine goes on writing to the one that it has."""
+        self._isolated = False
         self._standing = False
         self._pause_began = 0.0
         self._pause_ms = 0.0
@@ -194,6 +196,7 @@ class Capture:
             disks=self._overlay.disks if self._overlay else self._machine.disks,
         )
         driver = self._instance.host.driver(self._instance.record.runtime.name)
+        self._isolated = await self._instance.host.isolation.available()
         vm = await driver.spawn(machine, files_of(self._instance, self._generation), incoming=True)
         given_up.push_async_callback(_end, vm)
         return vm, record_of(vm, self._generation)
@@ -201,6 +204,8 @@ class Capture:
     def _freeze(self, source: Path, staging: Path) -> None:
         """Names of the same file: ours, which outlives the staging, and the snapshot's."""
         if source != self._ram:
+            if self._instance.record.isolation:
+                take_back(source)  # the process that writes to it has it open
             os.link(source, self._ram)
         os.link(source, staging / "ram")
 
@@ -233,6 +238,9 @@ class Capture:
             instance.vm, instance.record.vm = successor, record
             if self._overlay is not None:
                 self._overlay.note_switch()
+            if self._isolated:
+                with suppress(OvmsError):  # it ended meanwhile, or cannot be replaced any more
+                    await note_isolation(instance, successor)
             await self._write_down(None)
             self._life.watch(successor)
             try:

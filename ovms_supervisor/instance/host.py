@@ -11,6 +11,7 @@ from cache.trust.gate import Gate
 from ovms_supervisor.config import Settings
 from ovms_supervisor.events import EventHub
 from ovms_supervisor.instance.capacity import Capacity
+from ovms_supervisor.instance.isolation import Isolation
 from ovms_supervisor.instance.runtimes import Runtimes
 from ovms_supervisor.layout import Layout
 from ovms_supervisor.pulling import Pulling
@@ -31,6 +32,7 @@ class Host:
     runtimes: Runtimes
     capacity: Capacity
     events: EventHub
+    isolation: Isolation
     pulling: Pulling
 
     def driver(self, name: str) -> Driver:

@@ -184,6 +184,7 @@ class Instance:
             degraded=[*record.degraded, *([trouble] if trouble else [])],
             metrics=Metrics(start=record.start, memory=self.memory()),
             trust=record.trust,
+            isolation=record.isolation,
         )
 
     def memory(self) -> MemoryMetrics | None:

@@ -19,6 +19,7 @@ from spec.instance import (
     DeviceInfo,
     ExitInfo,
     InstanceState,
+    IsolationLayer,
     ManifestInfo,
     RuntimeInfo,
     StartMetrics,
@@ -70,6 +71,7 @@ class Record(msgspec.Struct, kw_only=True):
     stopped_at: str | None = None
     exit: ExitInfo | None = None
     degraded: list[Degradation] = []
+    isolation: list[IsolationLayer] = []
     start: StartMetrics | None = None
     image: str | None = None
     """Digest of the RAM snapshot whose resident image is mapped."""

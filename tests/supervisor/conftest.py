@@ -28,6 +28,7 @@ from spec.reference import parse_reference
 from spec.sizes import MIB
 from tests.supervisor.fake_vmm import FakeDriver, FakeVm
 from vmm.driver import Driver, RuntimeName
+from vmm.sandbox.launching import Launcher
 
 GUEST_SOURCE = Path(__file__).parents[1] / "guest"
 GUEST_MEMORY = 32 * MIB
@@ -96,14 +97,20 @@ class Site:
 
     @asynccontextmanager
     async def daemon(
-        self, *, progress: Progress = lambda _done, _of: None, **changes: object
+        self,
+        *,
+        progress: Progress = lambda _done, _of: None,
+        launcher: Launcher | None = None,
+        **changes: object,
     ) -> AsyncIterator[Supervisor]:
         settings = self.settings(**changes)
         store = Store(settings.root)
         images = ResidentImages(settings.image_dir, mlock=settings.mlock, blob_path=store.blob_path)
         await images.open()
         try:
-            async with Supervisor(settings, self.drivers, store, images, progress=progress) as supervisor:
+            async with Supervisor(
+                settings, self.drivers, store, images, launcher=launcher, progress=progress
+            ) as supervisor:
                 yield supervisor
         finally:
             await images.close()

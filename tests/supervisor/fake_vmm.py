@@ -164,6 +164,10 @@ class FakeVm:
     def memory_counters(self) -> MemoryCounters:
         return memory_counters(self.process.pid)
 
+    @property
+    def unconfined(self) -> tuple[tuple[str, str], ...]:
+        return ()
+
     async def memory_use(self) -> MemoryUse:
         return MemoryUse(image_shared_bytes=4096, ram_private_bytes=8192, process_private_bytes=12288)
 

@@ -380,9 +380,8 @@ async def test_a_kernel_that_is_none_is_refused_and_the_ram_file_goes(host: Host
 async def test_ram_that_exists_is_never_overwritten(host: Host) -> None:
     machine = host.machine()
     machine.ram.path.write_bytes(b"somebody's")
-    vm = await host.spawn(machine)
     with pytest.raises(InUse):
-        await vm.boot()
+        await host.spawn(machine)
     assert machine.ram.path.read_bytes() == b"somebody's"
 
 

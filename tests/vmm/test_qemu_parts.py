@@ -21,7 +21,7 @@ from vmm.driver import Disk, Machine, Ram, SharedMemory, VmmFiles
 from vmm.overlays import create_overlay
 from vmm.qemu.block_graph import disk_node, overlay_node
 from vmm.qemu.board import devices, hardware, memory_regions
-from vmm.qemu.command_line import command_line
+from vmm.qemu.command_line import Descriptors, command_line
 from vmm.qemu.installation import Installation, kvm_limitation
 
 TCG = Installation(binary=Path("/q"), version=(7, 2, 22), machine_type="pc-q35-7.2", accelerator="tcg")
@@ -44,7 +44,7 @@ def machine(*, private: bool = False, disks: int = 0, shared: int = 0) -> Machin
 
 
 def argv(each: Machine, installation: Installation = TCG, *, incoming: bool = False) -> list[str]:
-    return command_line(installation, each, FILES, disks=[], qmp_fd=7, incoming=incoming)
+    return command_line(installation, each, FILES, disks=[], fds=Descriptors(qmp=7, console=8), incoming=incoming)
 
 
 def option(arguments: list[str], name: str) -> list[str]:

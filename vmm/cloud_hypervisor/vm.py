@@ -6,6 +6,7 @@ import asyncio
 import shutil
 import time
 from collections.abc import Awaitable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from signal import Signals
@@ -16,7 +17,7 @@ from anyio.to_thread import run_sync
 
 from spec.compatibility import Compatibility, MemoryRegion
 from spec.errors import VmmGarbage, VmmRefused
-from vmm import ram_file, smaps
+from vmm import smaps
 from vmm.changed_pages import ChangedPages, capture
 from vmm.cloud_hypervisor import snapshot
 from vmm.cloud_hypervisor.api import Api
@@ -24,9 +25,10 @@ from vmm.cloud_hypervisor.config import device_records, vm_config
 from vmm.cloud_hypervisor.events import EventReader, GuestEnding
 from vmm.cloud_hypervisor.probe import restore_target
 from vmm.cpu import host_cpu
-from vmm.driver import Ending, Machine, MemoryUse, SaveTarget, VmmFiles
+from vmm.driver import Confinement, Ending, Machine, MemoryUse, SaveTarget, VmmFiles
 from vmm.memory_counters import MemoryCounters, memory_counters
 from vmm.process import Rung, VmmProcess
+from vmm.sandbox import ownership
 
 T = TypeVar("T")
 
@@ -54,7 +56,7 @@ class ProcessFiles:
         return cls(
             socket=files.directory / f"{stem}.sock",
             events=files.directory / f"{stem}.events",
-            restore=files.directory / f"{stem}.restore",
+            restore=files.directory / "restore" / f"{files.generation}",
         )
 
     def remove(self) -> None:
@@ -62,16 +64,29 @@ class ProcessFiles:
         self.socket.unlink(missing_ok=True)
         self.events.unlink(missing_ok=True)
         shutil.rmtree(self.restore, ignore_errors=True)
+        with suppress(OSError):  # a successor has its own in it
+            self.restore.parent.rmdir()
 
 
 class CloudHypervisorVm:
     """See :class:`vmm.driver.Vm`."""
 
-    def __init__(self, process: VmmProcess, machine: Machine, files: ProcessFiles) -> None:
+    def __init__(
+        self,
+        process: VmmProcess,
+        machine: Machine,
+        files: ProcessFiles,
+        confinement: Confinement | None = None,
+        *,
+        unused_ram: Path | None = None,
+    ) -> None:
+        """``unused_ram``: a RAM file that was made for a boot, and goes with the process if that fails."""
         self._process = process
         self._machine = machine
         self._files = files
+        self._uid = confinement.uid if confinement else None
         self._api = Api(files.socket)
+        self._unused_ram = unused_ram
         self._told_to_quit = False
         self._events = EventReader(files.events, self._guest_ended)
         self._concluded = False
@@ -85,20 +100,25 @@ class CloudHypervisorVm:
         return self._process.pid
 
     @property
+    def unconfined(self) -> tuple[tuple[str, str], ...]:
+        """Told by the launcher; nothing of a process that was taken over."""
+        return self._process.unconfined
+
+    @property
     def machine(self) -> Machine:
         """What it runs."""
         return self._machine
 
     async def boot(self) -> None:
-        """Make the RAM file and boot from the kernel; the file goes again if that fails."""
-        ram_file.create(self._machine.ram)
+        """Boot from the kernel; the RAM file, made with the process, goes again if that fails."""
         try:
             await self._call("vm.create", vm_config(self._machine), limit_s=_BOOT_LIMIT_S)
             await self._call("vm.boot", limit_s=_BOOT_LIMIT_S)
         except BaseException:
             with CancelScope(shield=True):
-                await run_sync(lambda: self._machine.ram.path.unlink(missing_ok=True))
+                await run_sync(self._remove_unused_ram)
             raise
+        self._unused_ram = None
 
     async def restore(self, state_dir: Path, *, resume: bool) -> None:
         """Continue from a snapshot in one call, and prove then that RAM is mapped and not copied.
@@ -142,12 +162,18 @@ class CloudHypervisorVm:
         expected: VmmRefused | None = None
         if self._machine.ram.private:
             await run_sync(snapshot.refuse_ram_copy, state_dir)
+        if self._uid is not None:
+            await run_sync(ownership.lend_directory, state_dir, self._uid)
         try:
             await self._call("vm.snapshot", {"destination_url": f"file://{state_dir}"})
         except VmmRefused as error:
             if not self._machine.ram.private:
                 raise
             expected = error  # unless the device state is not there
+        finally:
+            if self._uid is not None:
+                with CancelScope(shield=True):
+                    await run_sync(ownership.take_directory_back, state_dir)
         try:
             return await run_sync(snapshot.tidy, self._machine, state_dir)
         except VmmGarbage as error:
@@ -173,7 +199,7 @@ class CloudHypervisorVm:
             await self._process.kill_ladder(rungs)
         except BaseException:
             with CancelScope(shield=True):  # a cancelled stop, too, leaves no process and no file
-                await run_sync(self._files.remove)
+                await run_sync(self._remove_files)
             raise
         return await self.wait_ended()
 
@@ -184,7 +210,7 @@ class CloudHypervisorVm:
         async with self._concluding:
             if not self._concluded:
                 self._events.finish()
-                await run_sync(self._files.remove)
+                await run_sync(self._remove_files)
                 self._concluded = True
         guest = self._events.ending
         by_request = self._told_to_quit and guest == "shutdown"
@@ -207,6 +233,14 @@ class CloudHypervisorVm:
         """
         if how != "shutdown":
             self._process.signal(Signals.SIGKILL)
+
+    def _remove_files(self) -> None:
+        self._files.remove()
+        self._remove_unused_ram()
+
+    def _remove_unused_ram(self) -> None:
+        if self._unused_ram is not None:
+            self._unused_ram.unlink(missing_ok=True)
 
     async def _press_power_button(self) -> None:
         """Only a guest that runs can hear it; for any other the ladder goes on at once."""
@@ -232,6 +266,10 @@ class CloudHypervisorVm:
         refusal = await self._race(ask(), command, limit_s or _CALL_LIMIT_S)
         if refusal is not None:
             raise refusal
+
+    async def answers(self) -> None:
+        """Wait until it takes commands. Raises VmmExited, VmmTimeout, VmmGarbage."""
+        await self._version()
 
     async def _version(self) -> str:
         """The version of the running process, which the binary on disk may have been replaced under."""

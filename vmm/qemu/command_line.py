@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +19,30 @@ _BOARD = ("vmport=off", "usb=off", "sata=off", "smbus=off", "smm=off")
 """What q35 has by default and no guest of ours needs: each device costs boot time and state."""
 
 
+_CONSOLE_SET = 1
+
+_SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+"""QEMU's own filter of system calls: nothing that it needs once it runs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Descriptors:
+    """What the process is given open, by number: a listening socket, and the console to append to."""
+
+    qmp: int
+    console: int
+
+
 def command_line(
     installation: Installation,
     machine: Machine,
     files: VmmFiles,
     *,
     disks: Sequence[dict[str, Any]],
-    qmp_fd: int,
+    fds: Descriptors,
     incoming: bool,
 ) -> list[str]:
-    """The argument vector; ``disks`` are the block nodes of the machine's disks, ``qmp_fd`` a listening socket.
+    """The argument vector; ``disks`` are the block nodes of the machine's disks.
 
     An incoming machine gets no kernel: that has long been in the RAM that it continues from, and QEMU would read it
     into the heap of each clone.
@@ -44,9 +59,12 @@ def command_line(
         argv += ["-blockdev", json.dumps(node)]
     for each in devices(machine):
         argv += ["-device", ",".join(f"{key}={value}" for key, value in each.items())]
-    argv += ["-chardev", f"file,id=console,path={_escaped(str(files.console.absolute()))},append=on"]
+    argv += ["-add-fd", f"fd={fds.console},set={_CONSOLE_SET}"]
+    argv += ["-chardev", f"file,id=console,path=/dev/fdset/{_CONSOLE_SET},append=on"]
     argv += ["-serial", "chardev:console"]
-    argv += ["-chardev", f"socket,id=qmp,fd={qmp_fd},server=on,wait=off", "-mon", "chardev=qmp,mode=control"]
+    argv += ["-chardev", f"socket,id=qmp,fd={fds.qmp},server=on,wait=off", "-mon", "chardev=qmp,mode=control"]
+    if files.confinement is not None:
+        argv += ["-sandbox", _SANDBOX]
     argv += ["-S", "-action", "panic=shutdown,reboot=shutdown,shutdown=poweroff"]
     if incoming:
         return [*argv, "-incoming", "defer", "-global", "migration.send-configuration=off"]

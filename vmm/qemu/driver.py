@@ -13,14 +13,16 @@ from anyio.to_thread import run_sync
 
 from spec.errors import FileMissing, MissingTool, PermissionMissing
 from vmm import ram_file, unix_socket
-from vmm.driver import Machine, Ram, RuntimeName, RuntimeReport, VmmFiles
+from vmm.driver import Confinement, Machine, Ram, RuntimeName, RuntimeReport, VmmFiles
 from vmm.process import VmmProcess
 from vmm.qemu.block_graph import disk_node
 from vmm.qemu.board import disk_id
-from vmm.qemu.command_line import command_line
+from vmm.qemu.command_line import Descriptors, command_line
 from vmm.qemu.installation import BINARY, Installation, find, report, report_missing
 from vmm.qemu.monitor import Monitor
 from vmm.qemu.vm import QemuVm
+from vmm.sandbox.launching import Launcher
+from vmm.sandbox.spawning import spawn_vmm
 
 _START_LIMIT_S = 30.0
 """QEMU answers after some ten milliseconds; a host that starts hundreds at once takes longer."""
@@ -31,8 +33,10 @@ class Qemu:
 
     name: RuntimeName = "qemu"
 
-    def __init__(self, binary: Path | None = None) -> None:
+    def __init__(self, binary: Path | None = None, launcher: Launcher | None = None) -> None:
+        """``launcher`` makes the processes whose files ask for confinement."""
         self._binary = binary
+        self._launcher = launcher
         self._found: tuple[tuple[int, int], Installation] | None = None
 
     async def probe(self) -> RuntimeReport:
@@ -57,12 +61,20 @@ class Qemu:
             address = _socket(files)
             listener = _listen(address)
             made.append(address)
-            with listener:  # QEMU has its own then: should it die, waiting connections break
-                fd = listener.fileno()
-                argv = command_line(installation, machine, files, disks=disks, qmp_fd=fd, incoming=incoming)
-                process = VmmProcess.spawn(argv, stderr=files.log, pass_fds=[fd])
+            with listener, files.console.open("ab") as console:
+                # QEMU has its own of both then: should it die, waiting connections break.
+                fds = Descriptors(qmp=listener.fileno(), console=console.fileno())
+                argv = command_line(installation, machine, files, disks=disks, fds=fds, incoming=incoming)
+                process = await spawn_vmm(
+                    argv,
+                    machine,
+                    files,
+                    self._launcher,
+                    pass_fds=[fds.qmp, fds.console],
+                    writes_image=not installation.maps_read_only_images,
+                )
             try:
-                return await _connected(process, machine, installation, address)
+                return await _connected(process, machine, installation, address, files.confinement)
             except BaseException:
                 with CancelScope(shield=True):
                     await process.kill_ladder(())
@@ -77,7 +89,7 @@ class Qemu:
         installation = await self._installation()
         process = VmmProcess.attach(pid, name=BINARY, log=files.log)
         try:
-            return await _connected(process, machine, installation, _socket(files))
+            return await _connected(process, machine, installation, _socket(files), files.confinement)
         except BaseException:
             process.release()
             raise
@@ -97,10 +109,16 @@ class Qemu:
         return found
 
 
-async def _connected(process: VmmProcess, machine: Machine, installation: Installation, socket: Path) -> QemuVm:
+async def _connected(
+    process: VmmProcess,
+    machine: Machine,
+    installation: Installation,
+    socket: Path,
+    confinement: Confinement | None,
+) -> QemuVm:
     greeting = Monitor.connect(socket)
     monitor = await process.until_ready(greeting, limit_s=_START_LIMIT_S, what="QMP greeting")
-    return QemuVm(process, monitor, machine, installation, socket)
+    return QemuVm(process, monitor, machine, installation, socket, confinement)
 
 
 def _socket(files: VmmFiles) -> Path:

@@ -20,7 +20,7 @@ from spec.compatibility import Compatibility
 from spec.errors import VmmGarbage, VmmRefused
 from vmm import smaps
 from vmm.changed_pages import capture
-from vmm.driver import Ending, Machine, MemoryUse, SaveTarget
+from vmm.driver import Confinement, Ending, Machine, MemoryUse, SaveTarget
 from vmm.memory_counters import MemoryCounters, memory_counters
 from vmm.process import Rung, VmmProcess
 from vmm.qemu.board import device_records, memory_regions
@@ -28,6 +28,7 @@ from vmm.qemu.installation import Installation
 from vmm.qemu.live_disks import put_overlays
 from vmm.qemu.monitor import Monitor
 from vmm.qemu.snapshot import STATE_FILE, QemuSaved, open_state, write_board
+from vmm.sandbox import ownership
 
 T = TypeVar("T")
 
@@ -48,13 +49,20 @@ class QemuVm:
     """See :class:`vmm.driver.Vm`."""
 
     def __init__(
-        self, process: VmmProcess, monitor: Monitor, machine: Machine, installation: Installation, socket: Path
+        self,
+        process: VmmProcess,
+        monitor: Monitor,
+        machine: Machine,
+        installation: Installation,
+        socket: Path,
+        confinement: Confinement | None = None,
     ) -> None:
         self._process = process
         self._monitor = monitor
         self._machine = machine
         self._installation = installation
         self._socket = socket
+        self._uid = confinement.uid if confinement else None
         self._superseded = False
         self.resumed_at: float | None = None
         self._concluding = asyncio.Lock()
@@ -63,6 +71,11 @@ class QemuVm:
     def pid(self) -> int:
         """The process id."""
         return self._process.pid
+
+    @property
+    def unconfined(self) -> tuple[tuple[str, str], ...]:
+        """Told by the launcher; nothing of a process that was taken over."""
+        return self._process.unconfined
 
     @property
     def machine(self) -> Machine:
@@ -108,7 +121,7 @@ class QemuVm:
         await self._leave_firmware()
         in_place = self._machine.ram.private
         state_file = (target.state_dir / STATE_FILE).absolute()
-        await self._command("xen-save-devices-state", {"filename": str(state_file), "live": not in_place})
+        await self._save_devices(target.state_dir, state_file, live=not in_place)
         await run_sync(write_board, self._machine, target.state_dir)
         compatibility = self._compatibility()
         if not in_place:
@@ -116,6 +129,9 @@ class QemuVm:
             return QemuSaved(compatibility)
         changes = await run_sync(capture, self.pid, self._machine.ram, target)
         try:
+            if self._uid is not None:
+                for overlay in target.overlays:
+                    await run_sync(ownership.give, overlay.path, self._uid)
             disks = await put_overlays(self._command, self._machine.disks, target.overlays)
         except BaseException:
             with CancelScope(shield=True):
@@ -123,6 +139,16 @@ class QemuVm:
             raise
         self._machine = replace(self._machine, disks=disks)
         return QemuSaved(compatibility, changes)
+
+    async def _save_devices(self, state_dir: Path, state_file: Path, *, live: bool) -> None:
+        if self._uid is not None:
+            await run_sync(ownership.lend_directory, state_dir, self._uid)
+        try:
+            await self._command("xen-save-devices-state", {"filename": str(state_file), "live": live})
+        finally:
+            if self._uid is not None:
+                with CancelScope(shield=True):
+                    await run_sync(ownership.take_directory_back, state_dir)
 
     async def memory_use(self) -> MemoryUse:
         """The kernel's figures."""

@@ -84,9 +84,7 @@ class Launcher:
             asyncio.get_running_loop().remove_reader(self._socket)
         self._socket.close()
         self._socket = None
-        with suppress(ChildProcessError):
-            os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED)
-        os.close(self._pidfd)
+        _end(self._pidfd)
         while self._waiting:
             self._waiting.popleft().set_result(({"error": "the launcher has ended"}, []))
 

@@ -28,18 +28,27 @@ class Layer:
     detail: str
 
 
-def read_layers(pid: int, *, told_missing: Collection[tuple[str, str]] = (), confined: bool = True) -> list[Layer]:
-    """All layers of a VMM process, in the order of the documentation. Blocks (some ten small reads).
+def read_layers(
+    pid: int,
+    *,
+    image: Path | None = None,
+    told_missing: Collection[tuple[str, str]] = (),
+    confined: bool = True,
+) -> list[Layer]:
+    """All layers of a VMM process. Blocks (some ten small reads).
 
-    ``told_missing``: what the launcher could not do; ``confined``: whether it was started by the launcher at all.
-    Raises VmmExited.
+    ``image``: a RAM image that others map too, which it must not be able to write to. ``told_missing``: what the
+    launcher could not do; ``confined``: whether it was started by the launcher at all. Raises VmmExited.
     """
     proc = Path(f"/proc/{pid}")
     try:
         status = dict(_STATUS.findall((proc / "status").read_text()))
         layers = [_namespace(proc, name) for name in sorted(NAMESPACES) if name != "user"]
         layers.append(_identity(proc, status))
-        layers.append(_view(proc))
+        mounts = _mounts(proc)
+        layers.append(_view(mounts))
+        if image is not None:
+            layers.append(_image(mounts, image))
         layers.append(_empty("capabilities", status, "CapPrm", "CapEff", "CapBnd", "CapInh", "CapAmb"))
         layers.append(Layer("no_new_privileges", status["NoNewPrivs"] == "1", f"NoNewPrivs {status['NoNewPrivs']}"))
         layers.append(_seccomp(proc))
@@ -65,15 +74,31 @@ def _identity(proc: Path, status: dict[str, str]) -> Layer:
     return Layer("user", its != ours, str(its))
 
 
-def _view(proc: Path) -> Layer:
-    """Its root is a tmpfs, read-only: then everything else in it was put there."""
+def _mounts(proc: Path) -> dict[str, tuple[str, list[str]]]:
+    """By mount point, the topmost: type of the file system, options of the mount (proc_pid_mountinfo(5))."""
+    found: dict[str, tuple[str, list[str]]] = {}
     for line in (proc / "mountinfo").read_text().splitlines():
         fields, _, filesystem = line.partition(" - ")
         parts = fields.split()
-        if parts[4] == "/":
-            sealed = filesystem.startswith("tmpfs ") and "ro" in parts[5].split(",")
-            return Layer("view", sealed, f"root: {filesystem.split()[0]}, {parts[5]}")
-    return Layer("view", False, "no root is mounted")
+        point = parts[4].encode().decode("unicode_escape")
+        found[point] = (filesystem.split()[0], parts[5].split(","))
+    return found
+
+
+def _view(mounts: dict[str, tuple[str, list[str]]]) -> Layer:
+    """Its root is a tmpfs, read-only: then everything else in it was put there."""
+    kind, options = mounts.get("/", ("nothing", []))
+    return Layer("view", kind == "tmpfs" and "ro" in options, f"root: {kind}, {','.join(options)}")
+
+
+def _image(mounts: dict[str, tuple[str, list[str]]], image: Path) -> Layer:
+    """The file, or a directory above it, is mounted read-only."""
+    for place in (image, *image.parents):
+        if str(place) in mounts:
+            options = mounts[str(place)][1]
+            sealed = "ro" in options and str(place) != "/"
+            return Layer("image", sealed, "read-only" if sealed else "QEMU before 8.2 has to open it for writing")
+    return Layer("image", False, "not in its view")
 
 
 def _empty(name: str, status: dict[str, str], *fields: str) -> Layer:

@@ -7,17 +7,16 @@ cannot be written to by it, whoever it is.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from vmm.disk_chain import disk_chain
-from vmm.driver import Machine
+from vmm.driver import Confinement, Machine
 from vmm.sandbox.kernel import NAMESPACES
 from vmm.sandbox.orders import SHARED_BY_ALL, Order
 from vmm.spawn import clean_environment
 
-_PROGRAMS: Final = ("/usr", "/bin", "/sbin", "/lib", "/lib64", "/etc/ld.so.cache", "/etc/alternatives")
+PROGRAMS: Final = ("/usr", "/bin", "/sbin", "/lib", "/lib64", "/etc/ld.so.cache", "/etc/alternatives")
 _DEVICES: Final = ("/dev/null", "/dev/urandom", "/dev/kvm")
 
 OOM_SCORE_ADJ: Final = 500
@@ -27,20 +26,6 @@ _LIMITS: Final = {"RLIMIT_CORE": 0, "RLIMIT_NOFILE": 4096}
 """A core file would be the guest's memory on the host's disk."""
 _THREADS: Final = 512
 """Of one VMM with a uid of its own: vCPUs, I/O threads, and nothing that forks without end."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Confinement:
-    """What the owner of a machine says about the confinement of its VMM."""
-
-    uid: int | None
-    """A user of its own, where the daemon is root; None: the daemon's, in a user namespace."""
-    read_only: tuple[Path, ...] = ()
-    """What it may read beside the files of its machine: the directory of its image."""
-    writable: tuple[Path, ...] = field(default=())
-    """Directories in which files may be its own: where its state is saved."""
-    strict: bool = False
-    """A layer that cannot be had is an error."""
 
 
 def order_for(
@@ -85,7 +70,7 @@ def order_for(
 
 def _programs(program: str) -> list[str]:
     """The system's programs and libraries, and this one with what its links lead to, if it is elsewhere."""
-    places = list(_PROGRAMS)
+    places = list(PROGRAMS)
     elsewhere = {str(Path(program).absolute()), str(Path(program).resolve())}
     return places + sorted(path for path in elsewhere if not path.startswith("/usr/"))
 

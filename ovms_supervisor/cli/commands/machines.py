@@ -120,6 +120,10 @@ def _facts(info: InstanceInfo) -> Iterator[tuple[str, str]]:
         yield "locked", format_size(memory.locked_bytes)
     if info.trust is not None:
         yield from _trust(info.trust)
+    if info.isolation:
+        missing = [layer.name for layer in info.isolation if not layer.holds]
+        layers = f"{len(info.isolation)} layers hold" if not missing else f"without {', '.join(missing)}"
+        yield "isolation", layers
     for degraded in info.degraded:
         yield "degraded", f"{degraded.detail} ({degraded.code})"
     if ending := info.exit:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from ovms_supervisor.cli.doctor import kernel, limits, memory, service, trust
 from ovms_supervisor.cli.doctor.finding import Check, Finding
+from ovms_supervisor.cli.doctor.isolation import isolation
 from ovms_supervisor.cli.doctor.runtimes import runtimes
 
 if TYPE_CHECKING:
@@ -39,4 +40,5 @@ async def examine(settings: Settings) -> list[Finding]:
         *(check(settings) for check in _FIRST),
         *await runtimes(settings),
         *(check(settings) for check in _REST),
+        await isolation(settings),
     ]
