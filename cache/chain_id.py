@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from typing import Final
 
 from spec.digest import Digest
+
+FLAT_SUFFIX: Final = "-flat"
+"""Of the name of a stack that was made into one image."""
 
 
 def chain_ids(layers: Iterable[Digest]) -> list[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cache.artifact import manifest_layer
-from cache.chain_id import chain_ids
+from cache.chain_id import FLAT_SUFFIX, chain_ids
 from cache.index_file import ListedArtifact
 from spec import media_types
 from spec.decoding import NotDecodable, from_builtins, from_json
@@ -97,4 +97,5 @@ def _disk_chain(blobs: Path, document: dict[str, Any]) -> list[str]:
         disks = decode_manifest((blobs / hex_of(manifest_layer(oci).content_digest)).read_bytes()).disk_layers
     except (NotDecodable, OvmsError, OSError):
         return []
-    return chain_ids(digest for each in disks if (digest := parse_blob_ref(each.ref).digest))
+    ids = chain_ids(digest for each in disks if (digest := parse_blob_ref(each.ref).digest))
+    return [*ids, *(f"{each}{FLAT_SUFFIX}" for each in ids[-1:])]

@@ -12,9 +12,10 @@ limit of its own, and can be cancelled; a Vm whose boot or restore raised must s
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 from spec.compatibility import Compatibility, RestoreTarget
 from vmm.memory_counters import MemoryCounters
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from vmm.changed_pages import ChangedPages
 
 RuntimeName = Literal["qemu", "cloud-hypervisor"]
+
+DEEPEST_DISK: Final[Mapping[str, int]] = {"cloud-hypervisor": 10}
+"""By runtime: how many images one disk may be made of, its overlay included; without an entry no limit is known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 
 from cache.artifact import Artifact
+from cache.chain_id import FLAT_SUFFIX
 from cache.disk_layers import DiskChain, materialise_disks
 from cache.store import Store
 from ovms_supervisor.layout import overlay_name
@@ -34,23 +35,30 @@ class DiskRecord(msgspec.Struct, kw_only=True):
     """File names of the overlays, lowest first; the last one is written to, the others snapshots have frozen."""
 
 
-def ephemeral(store: Store, artifact: Artifact, directory: Path) -> Disk | None:
-    """A new overlay that goes with the instance; None for an artifact without disk."""
-    chain = materialise_disks(store, artifact)
+def ephemeral(store: Store, artifact: Artifact, directory: Path, *, most_layers: int | None) -> Disk | None:
+    """A new overlay that goes with the instance; None for an artifact without disk.
+
+    It lies over at most that many layers: a deeper chain is made into one image first.
+    """
+    chain = materialise_disks(store, artifact, most_layers=most_layers)
     return None if chain is None else _new_overlay(directory / overlay_name(0), chain)
 
 
-def persistent(store: Store, artifact: Artifact, directory: Path, *, must_be_new: bool) -> Disk:
-    """The overlay kept in ``directory``, made on first use.
+def persistent(
+    store: Store, artifact: Artifact, directory: Path, *, must_be_new: bool, most_layers: int | None
+) -> Disk:
+    """The overlay kept in ``directory``, made on first use; ``most_layers`` as for an ephemeral one.
 
     Raises InUse if it was made over other layers; ImmutableOverride if it exists and ``must_be_new``: a RAM snapshot
     goes on with the disk as it was then, and with no other.
     """
-    chain = materialise_disks(store, artifact)
+    record = read_record(directory) if (directory / _RECORD).exists() else None
+    if record is not None:  # it lies over what it was made over, whatever this runtime would prefer
+        most_layers = 0 if record.backing.parent.name.endswith(FLAT_SUFFIX) else None
+    chain = materialise_disks(store, artifact, most_layers=most_layers)
     assert chain is not None  # noqa: S101 - admission refuses a persistent disk of an artifact without one
-    record_path = directory / _RECORD
     layers = [blob.digest for blob in artifact.disk_layers]
-    if not record_path.exists():
+    if record is None:
         _claim(store, artifact, directory)
         record = DiskRecord(layers=layers, backing=chain.path, overlays=[overlay_name(0)])
         (directory / overlay_name(0)).unlink(missing_ok=True)  # of a start that was interrupted before the record
@@ -63,7 +71,6 @@ def persistent(store: Store, artifact: Artifact, directory: Path, *, must_be_new
             path="$.overrides.disk",
             remedy="Choose another name, or boot cold (ovm run --cold).",
         )
-    record = read_record(directory)
     if record.layers != layers or record.backing != chain.path:
         raise InUse(
             f"the persistent disk {directory.name!r} was made over other layers than this artifact has",

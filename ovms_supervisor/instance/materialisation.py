@@ -13,7 +13,7 @@ from ovms_supervisor.instance.holdings import hold_disks, hold_memory
 from ovms_supervisor.instance.instance import Instance
 from ovms_supervisor.instance.plan import Plan
 from ovms_supervisor.instance.side_by_side import side_by_side
-from vmm.driver import Disk, Machine, Ram, SharedMemory
+from vmm.driver import DEEPEST_DISK, Disk, Machine, Ram, SharedMemory
 
 
 async def materialise(instance: Instance, plan: Plan, undo: AsyncExitStack) -> Machine:
@@ -55,14 +55,22 @@ def _disk(instance: Instance, plan: Plan) -> Disk | None:
     store, artifact = instance.host.store, plan.artifact
     if not artifact.manifest.disk_layers:
         return None
+    most_layers = _most_layers(plan.runtime.name)
     if plan.persistent_disk:
         assert instance.name is not None  # noqa: S101 - admission demands it
         directory = instance.host.layout.persistent_disk(instance.name)
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         # No lock: names are unique among the instances of a daemon, and daemons among those of a root.
-        return disks.persistent(store, artifact, directory, must_be_new=plan.boot == "restore")
+        must_be_new = plan.boot == "restore"
+        return disks.persistent(store, artifact, directory, must_be_new=must_be_new, most_layers=most_layers)
     instance.paths.disks.mkdir(mode=0o700, parents=True)
-    return disks.ephemeral(store, artifact, instance.paths.disks)
+    return disks.ephemeral(store, artifact, instance.paths.disks, most_layers=most_layers)
+
+
+def _most_layers(runtime: str) -> int | None:
+    """Half of what the VMM can open: the other half is for the overlays that snapshots of this machine will freeze."""
+    deepest = DEEPEST_DISK.get(runtime)
+    return None if deepest is None else deepest // 2
 
 
 async def _ram(instance: Instance, plan: Plan) -> tuple[Ram, Path | None]:

@@ -7,10 +7,14 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+from functools import partial
+from pathlib import Path
 
 import pytest
 
 from cache.resident import ResidentImages
+from cache.store import Store
 from ovms_supervisor.instance import Instance
 from ovms_supervisor.supervisor import Supervisor
 from spec.api import LogLine, MmioWrite
@@ -164,6 +168,44 @@ async def test_guests_that_end_by_themselves(
         assert instance.record.exit is not None
         assert words in instance.record.exit.reason
         assert await site.leaks(supervisor.instances()) == []
+
+
+async def test_a_disk_of_many_layers(site: Site, runtime: RuntimeName) -> None:
+    """More than Cloud Hypervisor opens: a lineage of snapshots comes to that."""
+    disks = await asyncio.to_thread(many_layers, site.directory)
+    store = Store(site.directory / "root")
+    await asyncio.to_thread(partial(site.pack, store, "guest:deep", disks=disks))
+    await asyncio.to_thread(store.close)
+    async with site.daemon() as supervisor:
+        instance = await start_real(supervisor, runtime, "guest:deep")
+        await ticks(instance, 1)
+        await supervisor.snapshot(instance, "deeper")
+        clone = await start_real(supervisor, runtime, "guest:deeper")
+        await ticks(clone, 1)
+        await release_all(site, supervisor)
+
+
+def many_layers(directory: Path) -> tuple[Path, ...]:
+    if shutil.which("qemu-img") is None:
+        pytest.skip("qemu-img is not installed")
+    disks = [directory / "layer-0.qcow2"]
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", disks[0], "1M"], check=True, timeout=30)
+    for number in range(1, 14):
+        disks.append(directory / f"layer-{number}.qcow2")
+        command: list[str | Path] = [
+            "qemu-img",
+            "create",
+            "-q",
+            "-f",
+            "qcow2",
+            "-b",
+            disks[-2],
+            "-F",
+            "qcow2",
+            disks[-1],
+        ]
+        subprocess.run(command, check=True, timeout=30)
+    return tuple(disks)
 
 
 async def test_a_vmm_that_is_killed(site: Site, runtime: RuntimeName) -> None:
