@@ -147,7 +147,10 @@ class ResidentImages:
             self._shelf.give_up(entry)
 
     def prefetch(self, digest: Digest, blob: Path) -> None:
-        """Begin to load an image that is likely to be wanted; nobody waits for it, and a failure is only logged."""
+        """Begin to load an image that is likely to be wanted; nobody waits for it, and a failure is only logged.
+
+        It takes what room there is: no other image is evicted for it, unless somebody comes to wait for it.
+        """
 
         async def load(load: Load) -> Published:
             try:

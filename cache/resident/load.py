@@ -24,6 +24,11 @@ class Load:
         self._entry: Entry | None = None
         self._error: Exception | None = None
 
+    @property
+    def awaited(self) -> bool:
+        """Whether anybody waits for it now."""
+        return self._waiters > 0
+
     async def wait(self, give_up: Callable[[Entry], None]) -> Entry:
         """The image, with a reference for the caller. Raises the error of the load, each waiter one of its own.
 

@@ -50,7 +50,7 @@ class Loader:
         self._promises: set[Promise] = set()
 
     async def load(self, digest: Digest, blob: Path, load: Load) -> Published:
-        """The work of a load: nothing of it is left unless it returns.
+        """The work of a load: nothing of it is left unless it returns. While nobody waits, no other image gives way.
 
         Raises what :func:`cache.ramsnap.decode` does, CapacityExceeded, and CancelledError (of concurrent.futures) soon
         after ``load.stop`` is set.
@@ -62,13 +62,13 @@ class Loader:
         below = next((self._shelf.take(each) for each in reversed(chain.parents) if each in self._shelf.entries), None)
         try:
             try:
-                await self._make_room(digest, promise, load.stop)
+                await self._make_room(digest, promise, load)
             except (CapacityExceeded, NoSpace):
                 if below is None:
                     raise
                 self._shelf.give_up(below)
                 below = None
-                await self._make_room(digest, promise, load.stop)
+                await self._make_room(digest, promise, load)
             work = partial(self._decode, chain, below.image if below else None, promise.staging, load.stop)
             return await finish_in_thread(work, self._loading, load.stop)
         finally:
@@ -78,7 +78,7 @@ class Loader:
 
     async def promise(self, digest: Digest, promise: Promise) -> None:
         """Keep room for an image that is made elsewhere, until :meth:`forget`. Raises CapacityExceeded, NoSpace."""
-        await self._make_room(digest, promise, threading.Event())
+        await self._make_room(digest, promise, None)
 
     def needed_bytes(self, index: RamsnapIndex) -> int:
         """What the image of a blob without a parent takes at most."""
@@ -102,16 +102,18 @@ class Loader:
             self._directory.discard(staging)
             raise
 
-    async def _make_room(self, digest: Digest, promise: Promise, stop: threading.Event) -> None:
+    async def _make_room(self, digest: Digest, promise: Promise, load: Load | None) -> None:
         """Evict the least recently used images until the promise can be kept; then it counts. One load at a time."""
         async with self._making_room:
-            while not stop.is_set():
+            while load is None or not load.stop.is_set():
                 figures = partial(self._room, tuple(self._shelf.entries.values()), tuple(self._promises))
                 room = await finish_in_thread(figures, self._chores)
                 room.check(promise.needed_bytes, digest)
                 if room.fits(promise.needed_bytes):
                     self._promises.add(promise)
                     return
+                if load is not None and not load.awaited:
+                    raise CapacityExceeded(f"no room is free for the RAM image {digest}, for which nobody waits")
                 # None, if somebody took the last one up since the figures were taken: then the next ones say so.
                 if (victim := self._shelf.least_recently_used()) is not None:
                     await self._shelf.evict(victim.image.digest)

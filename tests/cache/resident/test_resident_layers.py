@@ -77,6 +77,27 @@ async def test_a_parent_that_is_here_is_used_or_makes_room(
     await images.close()
 
 
+async def test_an_image_that_nobody_waits_for_evicts_none(
+    layered: ResidentImages, layers: Layers, blob_path: Callable[[Digest], Path]
+) -> None:
+    _, (bottom, _, top) = layers
+    layered.prefetch(bottom.digest, blob_path(bottom.digest))
+    layered.prefetch(bottom.digest, blob_path(bottom.digest))  # on its way already
+    await settled(layered)
+    assert layered.figures().images == 1
+    layered.prefetch(top.digest, blob_path(top.digest))
+    layered.prefetch(top.digest, blob_path(top.digest).with_name("none"))
+    await settled(layered)
+    assert list(layered._shelf.entries) == [bottom.digest]
+    async with layered.lease(top.digest, blob_path(top.digest), mlock_required=False, preload=False):
+        assert list(layered._shelf.entries) == [top.digest]  # who waits for it is worth more than what nobody uses
+
+
+async def settled(images: ResidentImages) -> None:
+    while loads := list(images._shelf._loads.values()):
+        await loads[0].ended()
+
+
 async def test_a_parent_in_use_does_not_make_room(
     layered: ResidentImages, layers: Layers, blob_path: Callable[[Digest], Path]
 ) -> None:
