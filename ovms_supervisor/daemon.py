@@ -23,6 +23,7 @@ from ovms_supervisor.config import Settings
 from ovms_supervisor.config.directories import secure_directory
 from ovms_supervisor.directory_lock import locked
 from ovms_supervisor.event_loop import loop_factory
+from ovms_supervisor.garbage_collection import FrozenSurvivors
 from ovms_supervisor.image_mount import IMAGES_LOCK, mount_images, unmount_images
 from ovms_supervisor.layout import Layout
 from ovms_supervisor.log_file import LogFile
@@ -66,7 +67,8 @@ async def _serve_until_told(settings: Settings) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, tell, number)
-    async with Watchdog(), serving(settings):
+    async with Watchdog(), serving(settings), AsyncExitStack() as stack:
+        stack.enter_context(FrozenSurvivors())  # now that everything is loaded, and machines have been taken over
         sd_notify("READY=1", f"STATUS=listens on {settings.socket}")
         loop = type(asyncio.get_running_loop()).__module__.partition(".")[0]
         _log.info("ready", version=VERSION, socket=str(settings.socket), pid=os.getpid(), event_loop=loop)
