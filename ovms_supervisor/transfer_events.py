@@ -17,6 +17,8 @@ from spec.reference import Reference
 
 _EVERY_S: Final = 1.0
 """Between two events of a transfer: the hub keeps only so many."""
+_MOST_BLOBS: Final = 64
+"""In one event, whatever a manifest lists; the others come with the next."""
 
 
 class TransferEvents:
@@ -27,17 +29,20 @@ class TransferEvents:
         self._kind = kind
         self._always: dict[str, Any] = {"reference": str(reference)}
         self._blobs: dict[str, BlobProgress] = {}
+        self._untold: dict[str, BlobProgress] = {}
+        """Those that have changed since they were told of."""
         self._told_s = 0.0
 
     def begin(self, artifact: Artifact) -> None:
         """What is going to be transferred."""
         self._always["digest"] = artifact.digest
         self._blobs = {each.digest: BlobProgress(each, "waiting", 0) for each in wanted_of(artifact)}
+        self._untold = dict(self._blobs)
         self._tell()
 
     def report(self, progress: BlobProgress) -> None:
         """How far one of the blobs is."""
-        self._blobs[progress.blob.digest] = progress
+        self._blobs[progress.blob.digest] = self._untold[progress.blob.digest] = progress
         if asyncio.get_running_loop().time() - self._told_s >= _EVERY_S:
             self._tell()
 
@@ -62,6 +67,7 @@ class TransferEvents:
 
     def _tell(self) -> None:
         self._told_s = asyncio.get_running_loop().time()
+        told = [self._untold.pop(digest) for digest in [*self._untold][:_MOST_BLOBS]]
         self._events.publish(
             f"{self._kind}.progress",
             **self._always,
@@ -75,6 +81,6 @@ class TransferEvents:
                     "at_bytes": each.at_bytes,
                     "size_bytes": each.blob.size,
                 }
-                for each in self._blobs.values()
+                for each in told
             ],
         )

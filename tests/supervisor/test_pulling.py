@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -13,6 +14,8 @@ import pytest
 from cache.artifact import Artifact
 from cache.pack import PackRequest, pack
 from cache.store import Store
+from ovms_supervisor.events import EventHub
+from ovms_supervisor.transfer_events import TransferEvents
 from spec import media_types
 from spec.api import Overrides, PullPolicy, StartRequest
 from spec.digest import digest_of, parse_digest
@@ -158,6 +161,18 @@ async def test_without_a_snapshot_nothing_is_resident(site: Site, registry: Smal
     async with site.daemon() as supervisor:
         pulled = await supervisor.pull(parse_reference(f"{registry.host}/app:1"), "always", resident=True)
         assert pulled.resident_ms is None
+
+
+async def test_an_event_is_small_however_many_blobs_there_are() -> None:
+    hub = EventHub()
+    subscription = hub.subscribe()
+    telling = TransferEvents(hub, "pull", parse_reference("registry.test/app:1"))
+    layers = [Descriptor("x/y", digest_of(str(n).encode()), n) for n in range(1000)]
+    telling.begin(SimpleNamespace(digest="", blobs=layers, external_blobs=()))  # type: ignore[arg-type]
+    told = (await anext(subscription)).detail
+    assert len(msgspec.json.encode(told)) < 20_000
+    assert told["size_bytes"] == sum(range(1000))
+    subscription.close()
 
 
 async def test_events_tell_the_story(site: Site, registry: SmallRegistry, app: Artifact) -> None:
