@@ -6,7 +6,7 @@
     ovms.blobs/disks/<chain id>/{image,record.json}   disk layers, extracted (cache.disk_layers)
     ovms.blobs/provenance/sha256-<hex>.json           signatures of imported artifacts (cache.file_layout)
     ovms.blobs/partial/<hex>                          blobs on their way from a registry (cache.partial_blob)
-    ovms.blobs/trust/                                 what was made here (cache.trust.made_here)
+    ovms.blobs/trust/                                 what was made here, and more (cache.trust.sealed_records)
     ovms.blobs/{lock,tmp/,pins/}                      one writer at a time; unfinished files; what is in use
     ovms.blobs/claims/<owner>.json                    what outlives its process and is in use (cache.claims)
     ovms.blobs/used/<hex>                             when an artifact was last used (cache.last_use)
@@ -45,8 +45,6 @@ from spec.errors import ArtifactNotFound, BlobNotFound, CorruptStore, InvalidRef
 from spec.oci import EMPTY_DESCRIPTOR, Descriptor, ImageLayout, encode
 from spec.reference import DigestSource, Reference
 
-MADE_HERE: Final = "made-here"
-"""Below ``trust_dir``, see :mod:`cache.trust.made_here`."""
 _LAYOUT_VERSION: Final = "1.0.0"
 
 
@@ -67,7 +65,7 @@ class Store(BlobStore):
             blobs=self._blobs_dir,
             disks=self.disks_dir,
             partial=self.partial_dir,
-            records=(self.provenance_dir, self.trust_dir / MADE_HERE),
+            records=(self.provenance_dir, *(self.trust_dir / kind for kind in ("made-here", "pulled-from"))),
             temp=self.temp,
             index=self._index,
             pins=self._pins,

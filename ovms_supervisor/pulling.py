@@ -84,7 +84,7 @@ class Pulling:
 
     def _signatures(self, reference: Reference, verify: bool | None, *, ram_snapshot: bool) -> PulledSignatures:
         asked = self._settings.verify_on_pull if verify is None else verify
-        return PulledSignatures(self._store, self._gate if asked else None, reference, ram_snapshot=ram_snapshot)
+        return PulledSignatures(self._store, self._gate, reference, verify=asked, ram_snapshot=ram_snapshot)
 
     async def _turn(
         self, reference: Reference, policy: PullPolicy, sink_for: SinkFor, signatures: PulledSignatures

@@ -11,10 +11,10 @@ from typing import Final
 from cache.store import Store
 from cache.trust.decision import Decision, Ruling
 from cache.trust.local_signatures import local_signatures
-from cache.trust.made_here import MadeHere, MadeHereRecords
 from cache.trust.policy_file import FileIdentity, Policy, Requirement, What, path_identity
 from cache.trust.policy_source import PolicySource
 from cache.trust.scopes import DEFAULT, scopes_of
+from cache.trust.sealed_records import MadeHere, PulledFrom, SealedRecords
 from cache.trust.signature_manifest import SignatureManifest
 from cache.trust.verification import verify
 from spec.digest import Digest
@@ -32,6 +32,7 @@ class _Seen:
     policy: Policy
     index: FileIdentity | None
     made_here: FileIdentity | None
+    pulled_from: FileIdentity | None
 
 
 class Gate:
@@ -42,12 +43,20 @@ class Gate:
         self._index = store.root / "index.json"
         self._known: dict[tuple[Digest, Source, bool], tuple[_Seen, Decision]] = {}
         self._store = store
-        self._made_here = MadeHereRecords(store.trust_dir, store.temp)
+        self._made_here = SealedRecords(store.trust_dir, "made-here", MadeHere, store.temp)
+        self._pulled_from = SealedRecords(store.trust_dir, "pulled-from", PulledFrom, store.temp)
 
     def note_made_here(self, digest: Digest, base: Digest) -> None:
         """Remember that this store has made a snapshot. Raises CorruptStore, NoSpace."""
         created = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         self._made_here.note(MadeHere(digest=digest, base=base, created=created))
+
+    def note_pulled(self, digest: Digest, repository: str) -> None:
+        """Remember where an artifact was pulled from by digest: it has no tag to tell. Raises as above."""
+        known = self._pulled_from.find(digest)
+        repositories = known.repositories if known else []
+        if repository not in repositories:
+            self._pulled_from.note(PulledFrom(digest=digest, repositories=[*repositories[-15:], repository]))
 
     def decide(
         self,
@@ -69,24 +78,31 @@ class Gate:
         if policy is None:
             return Decision(digest=digest, policy=None)
         if signatures is not None:
-            return self._decided(policy, digest, source, ram_snapshot, signatures)
+            return self._decided(policy, digest, source, ram_snapshot, signatures, fetched=True)
         # What all of it depends on; looked at before, so that a change meanwhile is seen the next time.
-        seen = _Seen(policy, path_identity(self._index), path_identity(self._made_here.path(digest)))
+        records = (self._made_here.path(digest), self._pulled_from.path(digest))
+        seen = _Seen(policy, path_identity(self._index), *map(path_identity, records))
         asked = (digest, source, ram_snapshot)
         known = self._known.get(asked)
         if known is None or known[0] != seen:
-            decision = self._decided(
-                policy, digest, source, ram_snapshot, partial(local_signatures, self._store, digest)
-            )
+            kept = partial(local_signatures, self._store, digest)
+            decision = self._decided(policy, digest, source, ram_snapshot, kept, fetched=False)
             if len(self._known) >= _MAX_KNOWN:
                 self._known.clear()
             known = self._known[asked] = seen, decision
         return known[1]
 
     def _decided(
-        self, policy: Policy, digest: Digest, source: Source, ram_snapshot: bool, signatures: Signatures
+        self,
+        policy: Policy,
+        digest: Digest,
+        source: Source,
+        ram_snapshot: bool,
+        signatures: Signatures,
+        *,
+        fetched: bool,
     ) -> Decision:
-        names = self._names(digest, source)
+        names = self._names(digest, source, fetched=fetched)
         what: tuple[What, ...] = ("artifact", "ramSnapshot") if ram_snapshot else ("artifact",)
         made_here = policy.local_snapshots == "accept" and self._made_here.find(digest) is not None
         once = cache(signatures)
@@ -104,14 +120,26 @@ class Gate:
             made_here=made_here,
         )
 
-    def _names(self, digest: Digest, source: Source) -> list[Reference | None]:
-        """The names to ask for; None stands for no name, or one that is no reference."""
-        if isinstance(source, Reference):
-            return [source]
+    def _names(self, digest: Digest, source: Source, *, fetched: bool) -> list[Reference | None]:
+        """The names to ask for; None stands for no name, or one that is no reference.
+
+        A digest may stand beside any name. It has that name if the store lists it so or has pulled it from there, or
+        if it is just being ``fetched`` from there; else those that it has must be admitted besides.
+        """
         if isinstance(source, PathSource):
             return [None]
-        names = {each.name for each in self._store.list() if each.digest == digest}
-        return sorted((_reference(name) for name in names), key=str) if names else [None]
+        if isinstance(source, Reference) and (fetched or source.digest is None):
+            return [source]
+        listed = {each.name for each in self._store.list() if each.digest == digest}
+        names = [_reference(name) for name in listed]
+        pulled = self._pulled_from.find(digest)
+        origins = pulled.repositories if pulled else []
+        if isinstance(source, Reference) and source.name in [*(each.name for each in names if each), *origins]:
+            return [source]
+        if all(each is None for each in names) and origins:
+            names = [_reference(each) for each in origins]
+        asked = [source] if isinstance(source, Reference) else []
+        return [*asked, *(sorted(names, key=str) or [None])]
 
 
 def _reference(name: str | None) -> Reference | None:

@@ -29,10 +29,12 @@ class PulledSignatures:
     An async context manager, which ends before the connections to registries do.
     """
 
-    def __init__(self, store: Store, gate: Gate | None, reference: Reference, *, ram_snapshot: bool = True) -> None:
-        """``gate``: asked before blobs are fetched; None: nobody is. ``ram_snapshot``: whether its RAM may be used."""
+    def __init__(
+        self, store: Store, gate: Gate, reference: Reference, *, verify: bool, ram_snapshot: bool = True
+    ) -> None:
+        """``verify``: ask the gate before blobs are fetched. ``ram_snapshot``: whether its RAM may be used."""
         self._store, self._gate, self._reference = store, gate, reference
-        self._ram_snapshot = ram_snapshot
+        self._verify, self._ram_snapshot = verify, ram_snapshot
         self._fetching: asyncio.Task[list[SignatureManifest]] | None = None
 
     async def approve(self, artifact: Artifact, repository: Repository) -> None:
@@ -41,7 +43,7 @@ class PulledSignatures:
         Raises PolicyRejected, InvalidPolicy; and RegistryError and its kinds only if signatures are needed to decide.
         """
         self._fetching = asyncio.create_task(remote_signatures(repository, artifact.digest), name="fetch signatures")
-        if self._gate is None or self._gate.policy.is_absent():
+        if not self._verify or self._gate.policy.is_absent():
             return
         fetched = await self._fetching
         gate, digest = self._gate, artifact.digest
@@ -71,9 +73,11 @@ class PulledSignatures:
         if self._fetching is None:
             return 0
         try:
+            if self._reference.tag is None:
+                await asyncio.to_thread(self._gate.note_pulled, digest, self._reference.name)
             return await asyncio.to_thread(self._keep, digest, await self._fetching)
         except OvmsError as error:
-            _log.warning("the signatures could not be fetched", artifact=str(self._reference), why=error.detail)
+            _log.warning("what tells of trust could not be had", artifact=str(self._reference), why=error.detail)
             return 0
 
     def _keep(self, digest: Digest, signatures: list[SignatureManifest]) -> int:

@@ -82,11 +82,11 @@ async def _pull(
 
         return await Runtimes(drivers(settings.binaries)).platform()
 
-    gate = Gate(store, PolicySource(settings.root, settings.policy)) if verify else None
+    gate = Gate(store, PolicySource(settings.root, settings.policy))
     try:
         async with (
             open_registries(access_of(settings, plain_http=hosts)) as registries,
-            PulledSignatures(store, gate, reference) as signatures,
+            PulledSignatures(store, gate, reference, verify=verify) as signatures,
         ):
             options = PullOptions(
                 platform=platform,

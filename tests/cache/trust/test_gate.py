@@ -198,6 +198,22 @@ def test_by_digest_every_name_has_to_be_admitted(store: Store, gate: Gate, diges
     assert (refused.name, refused.scope) == (None, "default")
 
 
+def test_a_digest_beside_a_name_has_that_name_only_if_the_store_says_so(
+    store: Store, gate: Gate, digest: Digest, packing: Packing, write: Write
+) -> None:
+    other = pack(store, packing("evil:1", args="evil"))
+    write("reject", artifact={"reg.example.com": "accept"})
+    assert decide(gate, digest, f"reg.example.com/team/app@{digest}").refused is None
+    assert decide(gate, digest, f"reg.example.com/team/app:2@{digest}").refused is None
+    for name in (f"reg.example.com/team/app@{other}", f"reg.example.com/team/app:1@{other}"):
+        refused = decide(gate, other, name).refused
+        assert refused is not None, "else any artifact could be started under any name"
+        assert refused.name == "evil:1"
+    gate.note_pulled(other, "reg.example.com/elsewhere")
+    assert decide(gate, other, f"reg.example.com/team/app@{other}").refused is not None
+    assert decide(gate, other, f"reg.example.com/elsewhere@{other}").refused is None
+
+
 def test_signatures_of_another_artifact_do_not_count(
     store: Store, gate: Gate, digest: Digest, packing: Packing, write: Write
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -33,10 +34,10 @@ from cache.trust.signature_manifest import (
 )
 from cache.trust.verification import NamedKey, verify
 from spec import media_types
-from spec.digest import Digest, digest_of
+from spec.digest import Digest, digest_of, hex_of
 from spec.errors import BlobNotFound, PolicyRejected, RegistryError
 from spec.oci import EMPTY_DESCRIPTOR, Descriptor, ImageManifest, encode
-from spec.reference import Reference, parse_reference
+from spec.reference import DigestSource, Reference, Source, parse_reference
 from tests.cache.conftest import Packing
 from tests.cache.registry.upload_registry import UploadRegistry
 
@@ -81,8 +82,8 @@ async def pulled(other: Store, registries: Registries, reference: Reference, *, 
     async def platform() -> HostPlatform:
         raise AssertionError("no index here")
 
-    gate = Gate(other, PolicySource(other.root, None)) if ask else None
-    async with PulledSignatures(other, gate, reference) as signatures:
+    gate = Gate(other, PolicySource(other.root, None))
+    async with PulledSignatures(other, gate, reference, verify=ask) as signatures:
         options = PullOptions(platform=platform, approve=signatures.approve)
         done = await pull(other, registries.repository(reference), reference, options)
         await signatures.keep(done.digest)
@@ -170,6 +171,33 @@ async def test_what_is_there_already_gets_the_signatures_that_are_new(
     again = await pulled(other, registries, reference)
     assert again.network_bytes == 0
     assert formats(await asyncio.to_thread(local_signatures, other, digest), digest, TEAM) == ["v2", "v3"]
+
+
+async def test_what_was_pulled_by_digest_is_known_by_its_repository(
+    store: Store, other: Store, digest: Digest, registries: Registries, repository: Repository, reference: Reference
+) -> None:
+    await push(store, digest, repository, reference)
+    by_digest = replace(reference, tag=None, digest=digest)
+    await pulled(other, registries, by_digest)
+
+    def policy() -> None:
+        rules = f'[scopes]\n"{reference.name}" = [{{type = "accept"}}]\n[ramSnapshot]'
+        path = other.root / "etc" / "policy.toml"
+        demand(other)
+        path.write_text(path.read_text().replace("[ramSnapshot]", rules))
+
+    await asyncio.to_thread(policy)
+    gate = Gate(other, PolicySource(other.root, None))
+
+    def refused(source: Source) -> bool:
+        return gate.decide(digest, source, ram_snapshot=False).refused is not None
+
+    assert not await asyncio.to_thread(refused, by_digest)
+    assert not await asyncio.to_thread(refused, DigestSource(hex_of(digest)))
+    assert await asyncio.to_thread(refused, replace(by_digest, repository="team/other"))
+    await asyncio.to_thread(other.tag, "other:1", digest)
+    assert await asyncio.to_thread(refused, DigestSource(hex_of(digest)))
+    assert not await asyncio.to_thread(refused, by_digest)
 
 
 async def attach(repository: Repository, subject: Descriptor, bundle: bytes, kind: str, config: bytes = b"{}") -> None:

@@ -1,4 +1,4 @@
-"""Which artifacts this store has made itself: snapshots of machines of this host.
+"""What the store remembers of artifacts, and nobody else can make it believe: what it made, where it pulled from.
 
 A record is bound to the digest, and sealed with a key of the store's own (HMAC-SHA-256): one that was edited, made for
 another digest, or copied from another store says nothing. Who can read the key can forge records, and could as well
@@ -6,8 +6,9 @@ edit the policy: it is the user whose daemon it is.
 
 ::
 
-    ovms.blobs/trust/key                            32 random bytes, mode 0600
-    ovms.blobs/trust/made-here/sha256-<hex>.json
+    ovms.blobs/trust/key                              32 random bytes, mode 0600
+    ovms.blobs/trust/made-here/sha256-<hex>.json      a snapshot of a machine of this host
+    ovms.blobs/trust/pulled-from/sha256-<hex>.json    repositories that the artifact was pulled from by digest
 """
 
 from __future__ import annotations
@@ -20,14 +21,13 @@ import stat
 from contextlib import suppress
 from pathlib import Path
 from threading import Lock
-from typing import Final, Literal
+from typing import Final, Generic, Literal, TypeVar
 
 import msgspec
 
 from cache.blob_names import file_name
 from cache.durable import write_durably
 from cache.host_errors import host_errors, open_regular
-from cache.store import MADE_HERE
 from cache.temp_area import TempArea
 from spec.decoding import NotDecodable, from_json
 from spec.digest import Digest
@@ -35,7 +35,7 @@ from spec.errors import CorruptStore, FileMissing, OvmsError
 
 _KEY_BYTES: Final = 32
 _MAX_RECORD_BYTES: Final = 16 << 10
-_CONTEXT: Final = b"ovms made-here v1\0"
+Kind = Literal["made-here", "pulled-from"]
 
 
 class MadeHere(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,39 +48,52 @@ class MadeHere(msgspec.Struct, frozen=True, kw_only=True):
     created: str
 
 
+class PulledFrom(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the store got an artifact that may have no name."""
+
+    version: Literal[1] = 1
+    digest: str
+    repositories: list[str]
+
+
+R = TypeVar("R", bound=MadeHere | PulledFrom)
+
+
 class _Sealed(msgspec.Struct, frozen=True, kw_only=True):
     record: msgspec.Raw
     mac: str
 
 
-class MadeHereRecords:
-    """Safe for threads and processes; methods block on the disk."""
+class SealedRecords(Generic[R]):
+    """Those of one kind. Safe for threads and processes; methods block on the disk."""
 
-    def __init__(self, directory: Path, temp: TempArea) -> None:
+    def __init__(self, directory: Path, kind: Kind, record: type[R], temp: TempArea) -> None:
         """``directory`` need not exist; ``temp`` is on its file system."""
-        self._directory = directory / MADE_HERE
+        self._directory = directory / kind
+        self._context = f"ovms {kind} v1\0".encode()
+        self._record = record
         self._key_file = directory / "key"
         self._temp = temp
         self._lock = Lock()
         self._key: bytes | None = None
 
-    def note(self, record: MadeHere) -> None:
+    def note(self, record: R) -> None:
         """Remember an artifact. Raises CorruptStore (a key that others could have read), NoSpace."""
         encoded = msgspec.json.encode(record)
-        sealed = msgspec.json.encode(_Sealed(record=msgspec.Raw(encoded), mac=_mac(self._own_key(), encoded)))
+        sealed = msgspec.json.encode(_Sealed(record=msgspec.Raw(encoded), mac=self._mac(self._own_key(), encoded)))
         with host_errors(self._directory):
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_durably(self.path(record.digest), sealed, self._temp)
 
-    def find(self, digest: Digest) -> MadeHere | None:
+    def find(self, digest: Digest) -> R | None:
         """The record of an artifact; None if there is none, or none that this store has written."""
         try:
             with os.fdopen(open_regular(self.path(digest), follow_links=False), "rb") as file:
                 sealed = from_json(file.read(_MAX_RECORD_BYTES), _Sealed)
             key = self._existing_key()
-            if not hmac.compare_digest(sealed.mac.encode(), _mac(key, bytes(sealed.record)).encode()):
+            if not hmac.compare_digest(sealed.mac.encode(), self._mac(key, bytes(sealed.record)).encode()):
                 return None
-            record = from_json(bytes(sealed.record), MadeHere)
+            record = from_json(bytes(sealed.record), self._record)
         except (NotDecodable, OvmsError, OSError):
             return None
         return record if record.digest == digest else None
@@ -122,6 +135,5 @@ class MadeHereRecords:
             self._key = key
         return self._key
 
-
-def _mac(key: bytes, record: bytes) -> str:
-    return hmac.new(key, _CONTEXT + record, hashlib.sha256).hexdigest()
+    def _mac(self, key: bytes, record: bytes) -> str:
+        return hmac.new(key, self._context + record, hashlib.sha256).hexdigest()
