@@ -15,6 +15,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from ovms_supervisor.logs.pump import Pump
 from ovms_supervisor.loop_lag import LoopLag
+from spec.api import Event
 from spec.errors import InstanceNotFound
 from spec.instance import InstanceState
 
@@ -31,6 +32,9 @@ _START_RESULTS = {
     "instance.stopping": "stopped",
     "instance.stopped": "stopped",
 }
+
+_TRANSFERS = {"pull.done": "network_bytes", "pull.failed": "", "push.done": "sent_bytes", "push.failed": ""}
+"""Events of their ends, with the field that has what went over the network."""
 
 _START_BUCKETS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)
 _PAUSE_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
@@ -58,6 +62,15 @@ class Metrics:
             "From the request to the state running.",
             ["boot", "runtime"],
             buckets=_START_BUCKETS,
+            registry=registry,
+        )
+        self._transfers = Counter(
+            "ovms_transfers", "Pulls and pushes that came to their end.", ["kind", "result"], registry=registry
+        )
+        self._transfer_bytes = Counter(
+            "ovms_transfer_bytes",
+            "What completed pulls and pushes moved over the network.",
+            ["kind"],
             registry=registry,
         )
         self._pause_seconds = Histogram(
@@ -102,7 +115,10 @@ class Metrics:
         )
 
     async def count_starts(self, supervisor: Supervisor) -> None:
-        """Follow the events and count how starts end, until cancelled; a resumed or re-adopted machine is no start."""
+        """Follow the events and count how starts and transfers end, until cancelled.
+
+        A resumed or re-adopted machine is no start.
+        """
         starting: set[str] = set()
         async with supervisor.events.subscribe() as events:
             async for event in events:
@@ -112,6 +128,13 @@ class Metrics:
                     starting.discard(event.instance_id)
                     with suppress(InstanceNotFound):
                         self.observe_start(supervisor.find(event.instance_id).record, _START_RESULTS[event.type])
+                elif event.type in _TRANSFERS:
+                    self._observe_transfer(event)
+
+    def _observe_transfer(self, event: Event) -> None:
+        kind, _, result = event.type.partition(".")
+        self._transfers.labels(kind, result).inc()
+        self._transfer_bytes.labels(kind).inc(event.detail.get(_TRANSFERS[event.type], 0))
 
     def observe_start(self, record: Record, result: str) -> None:
         """A start came to its end."""

@@ -156,6 +156,24 @@ async def test_starts_are_counted_once_and_by_how_they_ended(daemon: Daemon, sup
     assert metrics.registry.get_sample_value("ovms_start_duration_seconds_count", labels) == 1
 
 
+async def test_transfers_are_counted_with_what_they_moved(daemon: Daemon, supervisor: FakeSupervisor) -> None:
+    metrics = daemon.context.metrics
+    counting = asyncio.create_task(metrics.count_starts(supervisor))  # type: ignore[arg-type]
+    await asyncio.sleep(0)
+    supervisor.events.publish("pull.progress", at_bytes=1)
+    supervisor.events.publish("pull.done", network_bytes=1000)
+    supervisor.events.publish("pull.failed", code="registry.unreachable")
+    last = supervisor.events.publish("push.done", sent_bytes=30)
+    value = metrics.registry.get_sample_value
+    async with asyncio.timeout(30):
+        while value("ovms_transfer_bytes_total", {"kind": "push"}) != last.detail["sent_bytes"]:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+    counting.cancel()
+    assert value("ovms_transfer_bytes_total", {"kind": "pull"}) == 1000
+    for kind, result in (("pull", "done"), ("pull", "failed"), ("push", "done")):
+        assert value("ovms_transfers_total", {"kind": kind, "result": result}) == 1
+
+
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 async def test_curl_on_the_socket(daemon: Daemon, supervisor: FakeSupervisor) -> None:
     async def curl(*arguments: str) -> str:
