@@ -27,7 +27,8 @@ from spec.oci import MAX_MANIFEST_BYTES, Descriptor, ImageIndex, decode
 
 MAX_REFERRERS: Final = 256
 _MAX_PAGES: Final = 32
-_NO_API: Final = frozenset({404, 405, 501})
+_NO_API: Final = frozenset({400, 404, 405, 501})
+"""404 by the specification; the others are what servers say that never heard of such an endpoint."""
 _NEXT: Final = re.compile(r"""\s*<([^<>]*)>\s*;(?:[^,]*;)?\s*rel\s*=\s*"?next"?\s*(?:[;,].*)?""", re.DOTALL)
 _TRIES: Final = 4
 

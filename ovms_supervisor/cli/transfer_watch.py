@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Literal
 
 from ovms_supervisor.cli import output
-from spec.errors import DaemonUnreachable
+from spec.errors import OvmsError
 
 if TYPE_CHECKING:
     from ovms_supervisor.cli.transfer_display import TransferDisplay
@@ -32,7 +32,7 @@ async def watched(
 
 async def _watch(client: Client, kind: str, reference: str, display: TransferDisplay) -> None:
     begun = False
-    with suppress(DaemonUnreachable):  # the transfer itself will tell
+    with suppress(OvmsError):  # the transfer itself will tell
         async for event in client.events():
             if event.type != f"{kind}.progress" or event.detail.get("reference") != reference:
                 continue

@@ -13,6 +13,7 @@ from ovms_supervisor.cli.invocation import Invocation, pass_invocation, run_asyn
 from ovms_supervisor.cli.parameters import MACHINE
 from ovms_supervisor.cli.transfer_display import transfer_display
 from ovms_supervisor.cli.transfer_watch import told, watched
+from spec.errors import InvalidReference
 
 if TYPE_CHECKING:
     from spec.api import SnapshotReply
@@ -49,7 +50,7 @@ def snapshot_command(invocation: Invocation, machine: str, tag: str, push: bool 
         with transfer_display(quiet=invocation.json) as display:
             async with invocation.client() as client:
                 try:
-                    async with watched(client, "push", tag, display):
+                    async with watched(client, "push", _full(tag), display):
                         return await client.snapshot(machine, tag, push=push)
                 except asyncio.CancelledError:
                     output.message("ovm: interrupted; the daemon goes on")
@@ -63,3 +64,13 @@ def snapshot_command(invocation: Invocation, machine: str, tag: str, push: bool 
     output.message(f"saved as {reply.reference}; the machine stood still for {reply.pause_ms:.1f} ms")
     if reply.pushed is not None:
         output.message(told(reply.pushed))
+
+
+def _full(tag: str) -> str:
+    """As events have it, if it is a reference at all."""
+    from spec.reference import parse_reference
+
+    try:
+        return str(parse_reference(tag))
+    except InvalidReference:
+        return tag  # the daemon will tell what is wrong

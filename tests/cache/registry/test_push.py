@@ -315,6 +315,9 @@ def test_places_are_remembered_within_bounds(store: Store, monkeypatch: pytest.M
     assert places.elsewhere("host", "new") == {}
     places.note("host", "x", [c])
     assert places.elsewhere("host", "new") == {c: "x"}
+    nowhere = BlobPlaces(store.root / "missing", store.temp)
+    nowhere.note("host", "x", [c])
+    assert nowhere.elsewhere("host", "new") == {}, "it is only a hint"
 
 
 # --- real peers -------------------------------------------------------------------------------------------------------

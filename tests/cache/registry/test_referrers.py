@@ -225,6 +225,16 @@ async def test_pages_are_followed_on_the_registry_only(
         await list_referrers(repository, subject.content_digest)
 
 
+@pytest.mark.parametrize("status", [400, 405, 501])
+async def test_a_registry_may_say_in_other_words_that_it_has_no_api(
+    repository: Repository, registry: UploadRegistry, subject: Descriptor, status: int
+) -> None:
+    registry.referrers_api = False
+    registry.wicked = lambda request: web.Response(status=status) if "/referrers/" in request.path else None
+    digest = await push(repository, subject)
+    assert [each.digest for each in await list_referrers(repository, subject.content_digest)] == [digest]
+
+
 async def test_a_site_that_answers_everything_has_no_api(
     repository: Repository, registry: UploadRegistry, subject: Descriptor
 ) -> None:
