@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Final, Literal
+from typing import Final, Literal, NoReturn
 
 from cache.registry.body import Source, check_source
 from cache.registry.client import Repository
@@ -59,9 +59,12 @@ class _Push:
             try:
                 await upload.advance(self._source, self._moved)
             except (Interrupted, RegistryUnreachable) as error:
-                await self._wait(error)
+                wait_s = self._wait_s(error)
+                await asyncio.sleep(wait_s or 0)
                 if upload.is_ending and await self._is_there():
-                    break
+                    break  # it was the reply that got lost
+                if wait_s is None:
+                    _give_up(error)
                 upload = await self._go_on(upload, error)
             except RegistryRefused as error:
                 if self._resumed:  # what arrived before may not be what we think: all of it is sent again
@@ -108,19 +111,16 @@ class _Push:
         """
         self._restarts += 1
         if self._restarts >= self._repository.retry.tries:
-            raise error.error if isinstance(error, Interrupted) else error
+            _give_up(error)
         self._best = 0
         self._moved(0)
         return await self._begin()
 
-    async def _wait(self, error: Interrupted | RegistryUnreachable) -> None:
-        """Raises what it is that went wrong, once it has gone wrong too often."""
+    def _wait_s(self, error: Interrupted | RegistryUnreachable) -> float | None:
+        """How long to wait before the next try; None: it has gone wrong too often."""
         self._failed += 1
         asked_s = error.asked_s if isinstance(error, Interrupted) else None
-        wait_s = self._repository.retry.wait_s(self._failed, asked_s)
-        if wait_s is None:
-            raise error.error if isinstance(error, Interrupted) else error
-        await asyncio.sleep(wait_s)
+        return self._repository.retry.wait_s(self._failed, asked_s)
 
     def _note(self, upload: Upload) -> None:
         if upload.offset > self._best:  # as long as it gets on, it may be interrupted as often as it likes
@@ -131,3 +131,8 @@ class _Push:
 
     def _moved(self, offset: int) -> None:
         self._report(BlobProgress(self._blob, "sending", offset))
+
+
+def _give_up(error: Interrupted | RegistryError) -> NoReturn:
+    """Raise what it is that went wrong, as the user is told it."""
+    raise error.error if isinstance(error, Interrupted) else error

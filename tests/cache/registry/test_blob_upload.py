@@ -24,6 +24,7 @@ from spec.errors import (
     BlobNotFound,
     DigestMismatch,
     RateLimited,
+    RegistryError,
     RegistryGarbage,
     RegistryRefused,
     RegistryUnreachable,
@@ -121,6 +122,32 @@ async def test_after_broken_connections_it_goes_on_where_it_was(
     assert registry.count("POST", "/uploads/") == 1
     starts = [int(each.headers["Content-Range"].split("-")[0]) for each in registry.requests if each.method == "PATCH"]
     assert starts == [0, 100_000, 165_000, 230_000]
+
+
+@pytest.mark.parametrize("seed", range(12))
+async def test_whatever_happens_on_the_way_it_arrives_whole_or_not_at_all(
+    repository: Repository, registry: UploadRegistry, path: Path, seed: int
+) -> None:
+    chance = random.Random(seed)
+    registry.strict = chance.random() < 0.7
+    registry.keeps_uploads = chance.random() < 0.7
+    registry.cuts.extend(chance.choice([1, 10, 30_000, 99_999, 400_000]) for _ in range(chance.randrange(12)))
+    lost = [web.Response(status=chance.choice([500, 502, 503, 429])) for _ in range(chance.randrange(4))]
+    registry.after = lambda request: (  # done, but the reply is another one
+        lost.pop() if lost and request.method in ("PATCH", "PUT") and chance.random() < 0.3 else None
+    )
+    sizes = Sizes(single_bytes=chance.choice([1000, 1 << 20]), chunk_bytes=chance.choice([7_919, 50_000, 300_000]))
+    try:
+        assert await push_blob(repository, BLOB, path, sizes=sizes) == "done"
+    except RegistryError:
+        assert BLOB.digest not in registry.owned["team/app"]
+    else:
+        assert arrived(registry)
+    registry.cuts.clear()
+    lost.clear()
+    registry.keeps_uploads = True
+    assert await push_blob(repository, BLOB, path, sizes=sizes) in ("done", "there")
+    assert arrived(registry)
 
 
 async def test_as_long_as_it_gets_on_it_may_be_interrupted(
