@@ -50,10 +50,11 @@ _COMPRESSED_LAYERS: Final = {
 def import_artifact(store: Store, path: Path, reference: Reference | None, *, unnamed: bool = False) -> Digest:
     """Store the artifact in a directory or tar; returns the digest of its OCI manifest.
 
-    Without a reference it is called by name and version of its manifest.json, if these make one, else it has no name;
-    nor with ``unnamed``, for who does not want to take its word for it. Every blob is checked. Raises FileMissing,
-    InvalidManifest, UnsupportedManifest, BlobNotFound, DigestMismatch, SizeMismatch, InvalidSignature (provenance of
-    another artifact), UnsafeArchive (links, devices, names that leave the layout), NoSpace.
+    Without a reference it is called by name and version of its manifest.json, if these make one, else it has no name; a
+    name in a registry is not taken from there, nor any with ``unnamed``, for who does not want to take its word for it.
+    Every blob is checked. Raises FileMissing, InvalidManifest, UnsupportedManifest, BlobNotFound, DigestMismatch,
+    SizeMismatch, InvalidSignature (provenance of another artifact), UnsafeArchive (links, devices, names that leave the
+    layout), NoSpace.
     """
     with open_layout(path) as source, store.adding() as added:
         manifest_bytes = read_document(source, _MANIFEST, MAX_MANIFEST_BYTES)
@@ -188,6 +189,8 @@ def _name(manifest: Manifest, reference: Reference | None) -> str | None:
     if reference is not None:
         return reference.local_name
     try:
-        return parse_reference(f"{manifest.name}:{manifest.version}").local_name
+        claimed = parse_reference(f"{manifest.name}:{manifest.version}")
     except InvalidReference:
         return None
+    # What is called by a registry's name is taken to be from there: by users, by pulls, and by scopes of a policy.
+    return claimed.local_name if claimed.registry is None else None

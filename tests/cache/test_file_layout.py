@@ -83,6 +83,15 @@ def tar_of_directory(root: Path, target: Path, prefix: str = "") -> Path:
     return target
 
 
+def test_a_layout_does_not_call_itself_by_the_name_of_a_registry(store: Store, layout: Path) -> None:
+    manifest = layout / "manifest.json"
+    manifest.write_text(manifest.read_text().replace("example/ubuntu-base", "registry.example.com/team/app"))
+    digest = import_artifact(store, layout, None)
+    assert [(each.name, each.digest) for each in store.list()] == [(None, digest)]
+    import_artifact(store, layout, parse_reference("registry.example.com/team/app:1"))
+    assert [each.name for each in store.list()] == ["registry.example.com/team/app:1"]
+
+
 def test_import_keeps_the_manifest_byte_for_byte(store: Store, layout: Path) -> None:
     digest = import_artifact(store, layout, None)
     artifact = store.artifact(digest)

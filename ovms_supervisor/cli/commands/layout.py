@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 @click.command("import", cls=OvmCommand, examples=["ovm import ./demo", "ovm import demo.tar -t demo:imported"])
 @click.argument("path", type=click.Path(exists=True, path_type=Path))
-@click.option("-t", "--tag", "name", type=NAME, help="Its name; default: name and version of the manifest.")
+@click.option(
+    "-t", "--tag", "name", type=NAME, help="Its name; default: that in its manifest, unless it names a registry."
+)
 @pass_invocation
 def import_command(invocation: Invocation, path: Path, name: Reference | None) -> None:
     """Read an artifact from a directory or tar and print its digest.
@@ -34,7 +36,7 @@ def import_command(invocation: Invocation, path: Path, name: Reference | None) -
         output.as_json({"digest": digest, "references": names})
         return
     output.data(digest)
-    output.message(f"imported as {', '.join(names)}" if names else "imported without a name")
+    output.message(f"imported as {', '.join(names)}" if names else "imported without a name; 'ovm tag' gives it one")
 
 
 @click.command("export", cls=OvmCommand, examples=["ovm export demo:base ./demo", "ovm export demo:base demo.tar"])
