@@ -7,14 +7,18 @@ what it refers to is read from its own manifest, whose digest has been checked.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 import msgspec
 
 from cache.registry.client import Repository
 from cache.registry.referrer_index import find_manifest, listed_referrers
 from spec.digest import Digest, digest_of, hex_of
-from spec.errors import ArtifactNotFound, InvalidManifest
+from spec.errors import ArtifactNotFound, InvalidManifest, RegistryGarbage
 from spec.oci import MAX_MANIFEST_BYTES, Descriptor, decode
+
+MAX_TOTAL_BYTES: Final = 16 << 20
+"""Of the manifests of all referrers of an artifact: whoever may push can attach as many as he likes."""
 
 
 class _Document(msgspec.Struct, frozen=True, rename="camel"):
@@ -55,13 +59,18 @@ async def list_referrers(repository: Repository, subject: Digest, artifact_type:
     """What refers to ``subject``, all of it or only one type, in the order of the registry.
 
     What is listed but isn't there, or refers to something else, is left out. At most MAX_REFERRERS are opened.
-    Raises RegistryError and its kinds, InvalidManifest for the list itself, DigestMismatch.
+    Raises RegistryError and its kinds (RegistryGarbage for more than MAX_TOTAL_BYTES of manifests), InvalidManifest for
+    the list itself, DigestMismatch.
     """
-    found = []
+    found, total_bytes = [], 0
     for each in await listed_referrers(repository, subject, artifact_type):
         referrer = await _opened(repository, each, subject)
         if referrer is not None and artifact_type in (None, referrer.artifact_type):
             found.append(referrer)
+            total_bytes += len(referrer.data)
+            if total_bytes > MAX_TOTAL_BYTES:
+                host = repository.origin.authority
+                raise RegistryGarbage(f"the referrers of {subject} have more than {MAX_TOTAL_BYTES} bytes", host=host)
     return found
 
 

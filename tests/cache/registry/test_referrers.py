@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 from aiohttp import web
 
-from cache.registry import referrer_index
+from cache.registry import referrer_index, referrers
 from cache.registry.client import Repository
 from cache.registry.manifest_upload import push_manifest, push_small, put_manifest
 from cache.registry.referrer_index import fallback_tag
@@ -200,6 +200,17 @@ async def test_too_many_are_an_error_and_not_opened(
     with pytest.raises(RegistryGarbage):
         await list_referrers(repository, subject.content_digest)
     assert registry.count("GET", "/manifests/sha256:") == 0
+
+
+async def test_too_large_ones_are_an_error(
+    repository: Repository, subject: Descriptor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await push(repository, subject)
+    monkeypatch.setattr(referrers, "MAX_TOTAL_BYTES", len(manifest(subject)))
+    assert len(await list_referrers(repository, subject.content_digest)) == 1
+    await push(repository, subject, SIGNATURE, b"signature")
+    with pytest.raises(RegistryGarbage):
+        await list_referrers(repository, subject.content_digest)
 
 
 async def test_a_list_that_is_none(repository: Repository, registry: UploadRegistry, subject: Descriptor) -> None:
