@@ -156,6 +156,19 @@ async def modifications(path: Path) -> AsyncGenerator[None, None]:
             changed.clear()
 
 
+async def arrivals(directory: Path) -> AsyncGenerator[None, None]:
+    """Yields after files have been renamed into a directory, many at once as one; for as long as it is there.
+
+    That is how files are replaced: look whether it was the one you care for. Close the iterator
+    (``contextlib.aclosing``) to drop the watch. Raises FileMissing, CapacityExceeded.
+    """
+    with _of_this_loop(_appearances, 0.0).watching(directory, _IN_MOVED_TO | _IN_DELETE_SELF) as changed:
+        while directory.exists():
+            await changed.wait()
+            changed.clear()
+            yield
+
+
 _PerLoop = WeakKeyDictionary[asyncio.AbstractEventLoop, Inotify]
 _appearances: _PerLoop = WeakKeyDictionary()
 _modifications: _PerLoop = WeakKeyDictionary()

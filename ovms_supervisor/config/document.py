@@ -63,6 +63,7 @@ class Document(_Part, frozen=True, kw_only=True):
     event_loop: EventLoop | UnsetType = UNSET
     log_format: LogFormat | UnsetType = UNSET
     log_level: LogLevel | UnsetType = UNSET
+    warm: str | list[str] | UnsetType = UNSET
     warm_reserve: Size | UnsetType = UNSET
     memory: Size | UnsetType = UNSET
     cpus: Annotated[int, Meta(ge=1, le=255)] | UnsetType = UNSET

@@ -11,9 +11,9 @@ from typing import Any
 import msgspec
 
 from ovms_supervisor.config import directories, document, host
-from ovms_supervisor.config.settings import DEFAULT_IMAGE_SHARE, DEFAULT_WARM_RESERVE_SHARE, Settings
-from spec.errors import FileMissing, InvalidConfig, InvalidSize, PermissionMissing
-from spec.reference import is_registry_host
+from ovms_supervisor.config.settings import DEFAULT_IMAGE_SHARE, DEFAULT_WARM_RESERVE_SHARE, KeptWarm, Settings
+from spec.errors import FileMissing, InvalidConfig, InvalidReference, InvalidSize, PermissionMissing
+from spec.reference import PathSource, Reference, Source, is_registry_host, parse_source
 from spec.sizes import KIB, MIB, parse_size
 
 MAX_SOCKET_PATH_BYTES = 107
@@ -196,6 +196,7 @@ def _resolve(layers: _Layers, environ: Mapping[str, str]) -> Settings:
         event_loop=layers.take("event_loop", defaults.event_loop),
         log_format=layers.take("log_format", defaults.log_format),
         log_level=layers.take("log_level", defaults.log_level),
+        warm=_kept_warm(layers),
         warm_reserve_bytes=layers.size(
             "warm_reserve",
             int(total * DEFAULT_WARM_RESERVE_SHARE),
@@ -224,6 +225,33 @@ def _hosts(layers: _Layers, key: str) -> tuple[str, ...]:
 
 def _optional_path(layers: _Layers, key: str, why: str = "") -> Path | None:
     return None if layers.take(key, None, why) is None else layers.path(key, Path())
+
+
+def _kept_warm(layers: _Layers) -> tuple[KeptWarm, ...]:
+    """``REF=COUNT`` or ``REF=MIN..MAX``; several as a list, or with commas between them."""
+    given = layers.take("warm", [])
+    kept: dict[str, KeptWarm] = {}
+    for text in given.split(",") if isinstance(given, str) else given:
+        if not text.strip():
+            continue
+        name, _, count = text.strip().rpartition("=")
+        least, _, most = count.partition("..")
+        try:
+            source = parse_source(name)
+            one = KeptWarm(reference=_listed(source), least=int(least), most=int(most or least))
+        except (ValueError, InvalidReference) as error:
+            raise layers.error("warm", f"{text.strip()[:80]!r} is neither REF=COUNT nor REF=MIN..MAX") from error
+        if not 0 <= one.least <= one.most:
+            raise layers.error("warm", f"{text.strip()[:80]!r}: the least is more than the most")
+        kept[one.reference] = one
+    layers.values["warm"] = [str(each) for each in kept.values()]
+    return tuple(kept.values())
+
+
+def _listed(source: Source) -> str:
+    if isinstance(source, PathSource):
+        raise InvalidReference(f"{source} is a path")
+    return source.local_name if isinstance(source, Reference) and source.digest is None else str(source)
 
 
 def _binary(layers: _Layers, key: str) -> Path | None:

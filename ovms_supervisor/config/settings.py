@@ -33,6 +33,18 @@ def _default_warm_reserve() -> int:
     return int(host.memory_total_bytes() * DEFAULT_WARM_RESERVE_SHARE)
 
 
+class KeptWarm(msgspec.Struct, frozen=True, kw_only=True):
+    """Clones of an artifact that are kept parked from the start of the daemon on."""
+
+    reference: str
+    """As the store lists it."""
+    least: int
+    most: int
+
+    def __str__(self) -> str:
+        return f"{self.reference}={self.least}" + (f"..{self.most}" if self.most != self.least else "")
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """What the daemon and the commands go by. Made by :func:`ovms_supervisor.config.load`."""
 
@@ -74,6 +86,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     log_format: LogFormat = "auto"
     """Of the daemon's own log; ``auto`` is ``console`` on a terminal, else ``json``."""
     log_level: LogLevel = "info"
+    warm: tuple[KeptWarm, ...] = ()
+    """What callers say of the same artifact goes first."""
     warm_reserve_bytes: int = msgspec.field(default_factory=_default_warm_reserve)
     """Memory that must be available for clones to be parked; below it those that are parked give way."""
     default_memory_bytes: int = 512 * MIB

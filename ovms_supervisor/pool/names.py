@@ -30,6 +30,10 @@ class Names:
         """The digest that a reference was resolved to, if that still holds; looks at one inode."""
         return self._known.get(text) if self._signature == _signature(self._index) else None
 
+    def changed(self) -> bool:
+        """Whether the index is another one than that of the latest look."""
+        return self._signature != _signature(self._index)
+
     async def digest(self, text: str) -> Digest:
         """Resolve a reference. Raises InvalidReference, also for a path, and ArtifactNotFound."""
         found = self.known(text)

@@ -36,6 +36,11 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
         return StartRequest(manifest=pinned(self.reference, digest), overrides=Overrides(runtime=self.runtime))
 
 
+def none_of(reference: str) -> Order:
+    """Overrules an order of the configuration."""
+    return Order(reference=reference, usual=0, least=0, most=0)
+
+
 class _Document(msgspec.Struct, frozen=True, kw_only=True):
     version: int = 1
     orders: list[Order]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import aclosing
 from functools import partial
 
 import anyio
@@ -32,6 +33,7 @@ from spec.digest import Digest
 from spec.errors import InvalidRequest, NotFound, OvmsError
 from spec.instance import InstanceState, TrustInfo, is_live
 from spec.reference import Reference
+from vmm.inotify import arrivals
 
 _log = structlog.get_logger(__name__)
 
@@ -50,6 +52,10 @@ class Pool:
         self._roster = roster
         self._forget = forget
         self._stocks: dict[str, Stock] = {}
+        self._configured = {
+            each.reference: Order(reference=each.reference, usual=each.least, least=each.least, most=each.most)
+            for each in host.settings.warm
+        }
         self._names = Names(host.store)
         self._running = anyio.CancelScope()
         self._stopped = anyio.Event()
@@ -164,9 +170,11 @@ class Pool:
 
     async def open(self, found: Iterable[Found]) -> None:
         """Take up the orders of an earlier daemon, with the clones that it left parked."""
-        for order in await run_sync(orders.read, self._host.layout.warm_orders):
-            self._stocks[order.reference] = Stock(order, None)
-            await self._look_up(self._stocks[order.reference])
+        told = {order.reference: order for order in await run_sync(orders.read, self._host.layout.warm_orders)}
+        for order in (self._configured | told).values():
+            if order.most:
+                self._stocks[order.reference] = Stock(order, None)
+                await self._look_up(self._stocks[order.reference])
         for instance, life in ((each.instance, each.life) for each in found if each.instance.record.pool is not None):
             stock = self._stocks.get(instance.record.pool or "")
             if life is None:  # it ended in the last moments of the daemon before
@@ -183,7 +191,9 @@ class Pool:
         trigger = StallTrigger(self.refill.on_stall)
         try:
             with self._running:
-                await self.refill.run()
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(self._follow_names)
+                    await self.refill.run()
         finally:
             trigger.close()
             self._stopped.set()
@@ -218,12 +228,25 @@ class Pool:
     def _give_up(self, stock: Stock) -> None:
         self.refill.end_soon(*stock.take_oldest(stock.parked))
 
+    async def _follow_names(self) -> None:
+        """When the list of artifacts changes, the references of orders may mean others, or none."""
+        try:
+            async with aclosing(arrivals(self._host.store.root)) as seen:
+                async for _ in seen:
+                    if self._names.changed():
+                        for stock in list(self._stocks.values()):
+                            await self._look_up(stock)
+                        self.refill.wake()
+        except OvmsError as error:
+            _log.warning("references of parked clones are looked up at the next start only", why=error.detail)
+
     async def _look_up(self, stock: Stock) -> None:
         """Find out what the reference means now; clones of what it meant before are given up."""
         digest: Digest | None = None
         try:
             digest = await self._names.digest(stock.order.reference)
-            await self._check_restorable(stock.order, digest)
+            if digest != stock.digest:
+                await self._check_restorable(stock.order, digest)
         except OvmsError as error:
             digest, stock.trouble = None, f"{error.title}: {error.detail}"
             _log.warning("clones can't be kept parked", artifact=stock.order.reference, why=error.detail)
@@ -231,7 +254,7 @@ class Pool:
 
     def _retarget(self, stock: Stock, digest: Digest | None) -> None:
         if digest != stock.digest:
-            stock.digest = digest
+            stock.digest, stock.trouble, stock.retry_at_s = digest, None if digest else stock.trouble, 0.0
             self._give_up(stock)
 
     async def _check_restorable(self, order: Order, digest: Digest) -> None:
@@ -244,8 +267,12 @@ class Pool:
             )
 
     async def _write(self) -> None:
-        kept = [stock.order for stock in self._stocks.values()]
-        await run_sync(orders.write, self._host.layout.warm_orders, kept, self._host.store.temp)
+        """What was told by callers, and is not what the configuration says anyway."""
+        told = [
+            stock.order for stock in self._stocks.values() if self._configured.get(stock.order.reference) != stock.order
+        ]
+        told += [orders.none_of(reference) for reference in self._configured if reference not in self._stocks]
+        await run_sync(orders.write, self._host.layout.warm_orders, told, self._host.store.temp)
 
 
 def _order(request: WarmRequest) -> Order:

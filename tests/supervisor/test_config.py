@@ -63,6 +63,10 @@ def test_flag_wins_over_environment_over_file_over_default(tmp_path: Path, toml:
         ("memory = 1", "memory"),
         ("image_budget = '120%'", "image_budget"),
         ("log_limit = '50%'", "log_limit"),
+        ("warm = 'demo:warm'", "warm"),
+        ("warm = ['demo:warm=4..2']", "warm"),
+        ("warm = ['/a/path=4']", "warm"),
+        ("warm = 4", "warm"),
         ("root = 'relative/path'", "root"),
         ("root = '~nobody-of-that-name/x'", "root"),
     ],
@@ -218,3 +222,16 @@ def test_a_size_in_bytes_is_itself(tmp_path_factory: pytest.TempPathFactory, siz
     file = tmp_path_factory.getbasetemp() / "size.toml"
     file.write_text(f"log_limit = {size}\n")
     assert load({}, {}, file).settings.log_limit_bytes == size
+
+
+def test_what_is_kept_warm(tmp_path: Path, toml: Path) -> None:
+    toml.write_text("warm = ['demo:warm=16', 'registry.example.com/web=2..64']")
+    loaded = _load(tmp_path, file=toml)
+    assert [(each.reference, each.least, each.most) for each in loaded.settings.warm] == [
+        ("demo:warm", 16, 16),
+        ("registry.example.com/web:latest", 2, 64),
+    ]
+    assert loaded.values["warm"] == ["demo:warm=16", "registry.example.com/web:latest=2..64"]
+    by_variable = _load(tmp_path, environ={"OVMS_WARM": "demo:warm=1, demo:cold=0..3"}).settings.warm
+    assert [str(each) for each in by_variable] == ["demo:warm=1", "demo:cold=0..3"]
+    assert _load(tmp_path).settings.warm == ()

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from ovms_supervisor.config.settings import KeptWarm
 from ovms_supervisor.instance import Instance, journal
 from ovms_supervisor.instance.capacity import Reservation
 from ovms_supervisor.instance.record import Doing
@@ -323,3 +324,49 @@ async def test_a_start_that_finds_no_memory_is_given_that_of_clones(site: Site) 
         instance = await start(supervisor, "guest:plain")
         assert instance.state is RUNNING
         assert clones(supervisor) == []
+
+
+async def test_the_clones_follow_the_reference(site: Site) -> None:
+    async with site.daemon() as supervisor:
+        await warm_artifact(supervisor)
+        await parked(supervisor, 2)
+        first = {each.id for each in clones(supervisor)}
+        await warm_artifact(supervisor)  # the name now means another snapshot
+        await until(lambda: len(clones(supervisor)) == 2 and not first & {each.id for each in clones(supervisor)})
+        instance = await start(supervisor, "guest:warm")
+        assert instance.record.start is not None
+        assert instance.record.start.path == "claimed"
+        store = supervisor._host.store
+        digest = await asyncio.to_thread(store.untag, "guest:warm")
+        await until(lambda: clones(supervisor) == [])
+        (pool,) = supervisor.pool.infos()
+        assert (pool.digest, pool.wanted) == (None, 0)
+        assert pool.trouble is not None
+        assert "No such artifact" in pool.trouble
+        assert digest == instance.record.manifest.digest
+
+
+async def test_what_the_configuration_keeps_warm(site: Site) -> None:
+    kept = (KeptWarm(reference="guest:warm", least=1, most=2),)
+    async with leaving(site) as supervisor:
+        await warm_artifact(supervisor)
+    async with site.daemon(on_exit="leave", warm=kept) as supervisor:
+        pool = await settled(supervisor)
+        assert (pool.min, pool.max, pool.parked) == (1, 2, 1)
+        assert (await parked(supervisor, 2)).parked == 2
+    async with site.daemon(on_exit="leave", warm=kept) as supervisor:
+        pool = await settled(supervisor)
+        assert (pool.min, pool.max, pool.parked) == (2, 2, 2), "what was told goes before what is configured"
+        await supervisor.dissolve_parked("guest:warm")
+        await until_gone(supervisor)
+    async with site.daemon(on_exit="leave", warm=kept) as supervisor:
+        assert supervisor.pool.infos() == []
+
+
+async def test_demand_lets_the_pool_grow(site: Site) -> None:
+    async with site.daemon() as supervisor:
+        await warm_artifact(supervisor)
+        await parked(supervisor, 1, min=0, max=3)
+        for _ in range(4):
+            await start(supervisor, "guest:warm")
+        await until(lambda: supervisor.pool.infos()[0].parked == 3)
