@@ -7,12 +7,12 @@ machine is finished or rolled back all the same.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from functools import partial
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 import anyio
 import structlog
@@ -58,6 +58,8 @@ from spec.instance import InstanceState, is_live
 from spec.reference import DigestSource, Reference
 from vmm.driver import Driver, RuntimeName
 from vmm.sandbox.launching import Launcher
+
+T = TypeVar("T")
 
 _log = structlog.get_logger(__name__)
 
@@ -272,20 +274,21 @@ class Supervisor:
     async def _start(self, request: StartRequest) -> Instance:
         watch = Stopwatch()
         with self._roster.reserved(request.overrides.name), self.pool.traffic.start():
-            claimed, why_not = await self.pool.claim(request, watch)
+            claimed, why_not = await self._with_room(partial(self.pool.claim, request, watch))
             if claimed is not None:
                 return claimed
-            instance, plan, held = await self._create(request, watch)
+            instance, plan, held = await self._with_room(partial(create, self._host, request, watch))
             plan = replace(plan, not_claimed=why_not)
             self._roster.add(instance)
         instance.announce()
         await self._begin(Life(instance, partial(self._bring_up, plan=plan), held))
         return instance
 
-    async def _create(self, request: StartRequest, watch: Stopwatch) -> tuple[Instance, Plan, AsyncExitStack]:
+    async def _with_room(self, work: Callable[[], Awaitable[T]]) -> T:
+        """Parked clones give way before a start is refused."""
         while True:
             try:
-                return await create(self._host, request, watch)
+                return await work()
             except CapacityExceeded:
                 if not await self.pool.give_way():
                     raise

@@ -179,7 +179,8 @@ async def _promise(instance: Instance, undo: AsyncExitStack) -> None:
         owned_bytes += record.memory_bytes
     holdings.hold_reservation(host, undo, host.capacity.take_over(owned_bytes, instance.paths.memory))
     if record.image is not None:
-        holdings.hold_seat(instance, undo, host.capacity.clones.take_over(parse_digest(record.image)))
+        seat = host.capacity.clones.take_over(parse_digest(record.image), parked=record.pool is not None)
+        holdings.hold_seat(instance, undo, seat)
     holdings.hold_directory(instance, undo)
     holdings.hold_image(instance, undo)
     holdings.hold_memory(instance, undo)

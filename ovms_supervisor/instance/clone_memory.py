@@ -20,6 +20,8 @@ from spec.sizes import MIB, format_size
 
 LEAST_BYTES: Final = 8 * MIB
 """Expected of a clone whatever was measured: a VMM's own memory, and a guest that begins to work."""
+PARKED_BYTES: Final = 2 * MIB
+"""Expected of a clone that is parked: it does not grow before it is claimed, and gives way to who needs memory."""
 _AVAILABLE_FOR_S: Final = 0.05
 _REMEMBERED_IMAGES: Final = 1024
 _WEIGHT_OF_THE_LATEST: Final = 0.2
@@ -30,6 +32,7 @@ class Seat:
     """One clone's place in the count."""
 
     image: Digest
+    parked: bool = False
     private_bytes: int = 0
     """By the latest sample."""
     peak_bytes: int = 0
@@ -44,6 +47,9 @@ class _Kin:
     peak_bytes: int = 0
     sampled: int = 0
     """How many have been looked at yet."""
+    parked: int = 0
+    parked_bytes: int = 0
+    """Of ``private_bytes``, what parked clones have."""
     ended_bytes: float = 0.0
     """What those that have ended came to: a mean that forgets."""
 
@@ -56,7 +62,7 @@ class _Kin:
     @property
     def growth_bytes(self) -> int:
         """What those that live are expected to take besides."""
-        return max(0, self.expected_bytes * len(self.seats) - self.private_bytes)
+        return max(0, self.expected_bytes * (len(self.seats) - self.parked) - (self.private_bytes - self.parked_bytes))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,12 +89,27 @@ class CloneMemory:
         self._available_bytes = 0
         self._images: dict[Digest, _Kin] = {}
 
-    def admit(self, image: Digest, *, promised_bytes: int = 0) -> Seat:
+    def admit(self, image: Digest, *, promised_bytes: int = 0, parked: bool = False) -> Seat:
         """A place for one more clone; ``promised_bytes`` of memory are to be filled by others yet.
 
         Raises CapacityExceeded, with the figures in its fields.
         """
-        figures, needed = self.figures(), self.expected_bytes(image)
+        self._check(image, PARKED_BYTES if parked else self.expected_bytes(image), promised_bytes)
+        return self.take_over(image, parked=parked)
+
+    def unpark(self, seat: Seat, *, promised_bytes: int = 0) -> None:
+        """A parked clone is to go on, and to grow as others do. Raises CapacityExceeded; then it stays parked."""
+        if not seat.parked:
+            return
+        self._check(seat.image, max(0, self.expected_bytes(seat.image) - seat.private_bytes), promised_bytes)
+        kin = self._kin(seat.image)
+        seat.parked = False
+        if seat in kin.seats:
+            kin.parked -= 1
+            kin.parked_bytes -= seat.private_bytes
+
+    def _check(self, image: Digest, needed: int, promised_bytes: int) -> None:
+        figures = self.figures()
         taken = figures.private_bytes + figures.growth_bytes
         one_more = f"one more clone of {image[:19]}… is expected to take {format_size(needed)}"
         growth = f"{figures.clones} clones are expected to take {format_size(figures.growth_bytes)} more"
@@ -115,12 +136,12 @@ class CloneMemory:
                 promised_bytes=promised_bytes,
                 clones=figures.clones,
             )
-        return self.take_over(image)
 
-    def take_over(self, image: Digest) -> Seat:
+    def take_over(self, image: Digest, *, parked: bool = False) -> Seat:
         """A place without looking: the clone is there already."""
-        seat = Seat(image)
-        self._kin(image).seats.add(seat)
+        seat, kin = Seat(image, parked), self._kin(image)
+        kin.seats.add(seat)
+        kin.parked += parked
         return seat
 
     def leave(self, seat: Seat) -> None:
@@ -129,8 +150,11 @@ class CloneMemory:
         if seat not in kin.seats:
             return
         kin.seats.discard(seat)
-        if seat.peak_bytes:
-            kin.private_bytes -= seat.private_bytes
+        kin.private_bytes -= seat.private_bytes
+        if seat.parked:
+            kin.parked -= 1
+            kin.parked_bytes -= seat.private_bytes
+        elif seat.peak_bytes:
             kin.peak_bytes -= seat.peak_bytes
             kin.sampled -= 1
             weight = _WEIGHT_OF_THE_LATEST if kin.ended_bytes else 1.0
@@ -141,8 +165,12 @@ class CloneMemory:
         kin = self._kin(seat.image)
         if seat not in kin.seats or private_bytes <= 0:
             return
-        kin.sampled += not seat.peak_bytes
         kin.private_bytes += private_bytes - seat.private_bytes
+        if seat.parked:  # which says nothing about what it will come to
+            kin.parked_bytes += private_bytes - seat.private_bytes
+            seat.private_bytes = private_bytes
+            return
+        kin.sampled += not seat.peak_bytes
         kin.peak_bytes += max(0, private_bytes - seat.peak_bytes)
         seat.private_bytes = private_bytes
         seat.peak_bytes = max(seat.peak_bytes, private_bytes)

@@ -45,7 +45,7 @@ async def create(
             with watch.phase("admit"):
                 plan = await admit(host, resolved, watch)
                 hold_reservation(host, held, await host.capacity.reserve(_own_bytes(plan), paths.memory))
-                seat = _seat(host, plan)
+                seat = _seat(host, plan, parked=pool is not None)
                 if seat is not None:
                     undo.callback(host.capacity.clones.leave, seat)
             instance = Instance(host, _record(instance_id, plan, pool))
@@ -68,12 +68,12 @@ def _begin(host: Host, paths: InstancePaths, digest: Digest) -> None:
     host.store.note_use(digest)
 
 
-def _seat(host: Host, plan: Plan) -> Seat | None:
+def _seat(host: Host, plan: Plan, *, parked: bool) -> Seat | None:
     """The place of a clone in the count of memory. Raises CapacityExceeded."""
     if plan.ramsnap is None:
         return None
     capacity = host.capacity
-    return capacity.clones.admit(plan.ramsnap.content_digest, promised_bytes=capacity.unfilled_bytes)
+    return capacity.clones.admit(plan.ramsnap.content_digest, promised_bytes=capacity.unfilled_bytes, parked=parked)
 
 
 def _own_bytes(plan: Plan) -> int:

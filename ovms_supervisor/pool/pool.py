@@ -30,7 +30,7 @@ from ovms_supervisor.pool.traffic import Traffic
 from ovms_supervisor.roster import Roster
 from spec.api import StartRequest, WarmPool, WarmRequest
 from spec.digest import Digest
-from spec.errors import InvalidRequest, NotFound, OvmsError
+from spec.errors import CapacityExceeded, InvalidRequest, NotFound, OvmsError
 from spec.instance import InstanceState, TrustInfo, is_live
 from spec.reference import Reference
 from vmm.inotify import arrivals
@@ -145,6 +145,10 @@ class Pool:
         while (life := stock.take()) is not None:
             try:
                 await life.perform("claim", partial(self._hand_out, life, request, trust, watch), InstanceState.PARKED)
+            except CapacityExceeded:  # it could not grow: others may give way to it
+                if life.instance.state is InstanceState.PARKED:
+                    stock.put(life)
+                raise
             except (OvmsError, OSError) as error:
                 _log.warning("a parked clone could not be claimed", instance=life.instance.id, why=str(error))
                 self.refill.end_soon(life)
@@ -157,6 +161,9 @@ class Pool:
         return None
 
     async def _hand_out(self, life: Life, request: StartRequest, trust: TrustInfo, watch: Stopwatch) -> None:
+        if life.instance.seat is not None:
+            capacity = self._host.capacity
+            capacity.clones.unpark(life.instance.seat, promised_bytes=capacity.unfilled_bytes)
         await unpark(life.instance, request, trust, watch)
         self._roster.add(life.instance)  # under its name
 

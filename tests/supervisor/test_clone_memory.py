@@ -83,18 +83,45 @@ def test_what_the_host_has_available(monkeypatch: pytest.MonkeyPatch) -> None:
         clones.admit(ONE)
 
 
-@given(st.lists(st.tuples(st.sampled_from("anl"), st.integers(0, 5), st.integers(0, 1 << 30)), max_size=60))
+def test_a_parked_clone_grows_when_it_is_claimed() -> None:
+    clones = count(available_bytes=5 * LEAST_BYTES)
+    parked = [clones.admit(ONE, parked=True) for _ in range(15)]
+    for seat in parked:
+        clones.note(seat, MIB)
+    assert clones.figures().growth_bytes == 0
+    assert clones.expected_bytes(ONE) == LEAST_BYTES, "they say nothing about those that work"
+    for seat in parked[:5]:
+        clones.unpark(seat)
+        clones.unpark(seat)
+    assert clones.figures().growth_bytes == 5 * (LEAST_BYTES - MIB)
+    with pytest.raises(CapacityExceeded):
+        clones.unpark(parked[5])
+    assert parked[5].parked
+    for seat in parked:
+        clones.leave(seat)
+    assert clones.figures() == count(available_bytes=0).figures()
+
+
+@given(st.lists(st.tuples(st.sampled_from("apunl"), st.integers(0, 5), st.integers(0, 1 << 30)), max_size=60))
 def test_sums_are_those_of_the_seats(steps: list[tuple[str, int, int]]) -> None:
     clones, seats = count(), list[Seat]()
     for what, which, size in steps:
         if what == "a":
             seats.append(clones.admit((ONE, OTHER)[which % 2]))
+        elif what == "p":
+            seats.append(clones.admit((ONE, OTHER)[which % 2], parked=True))
+        elif seats and what == "u":
+            clones.unpark(seats[which % len(seats)])
         elif seats and what == "n":
             clones.note(seats[which % len(seats)], size)
         elif seats:
             clones.leave(seats.pop(which % len(seats)))
     figures = clones.figures()
     assert (figures.clones, figures.private_bytes) == (len(seats), sum(seat.private_bytes for seat in seats))
+    assert figures.growth_bytes >= 0
+    for image, kin in clones._images.items():
+        of_kin = [seat for seat in seats if seat.image == image and seat.parked]
+        assert (kin.parked, kin.parked_bytes) == (len(of_kin), sum(seat.private_bytes for seat in of_kin))
     for image in (ONE, OTHER):
         peaks = [seat.peak_bytes for seat in seats if seat.image == image and seat.peak_bytes]
         assert clones.expected_bytes(image) >= max(LEAST_BYTES, sum(peaks) // len(peaks) if peaks else 0)

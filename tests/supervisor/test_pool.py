@@ -12,10 +12,19 @@ import pytest
 from ovms_supervisor.config.settings import KeptWarm
 from ovms_supervisor.instance import Instance, journal
 from ovms_supervisor.instance.capacity import Reservation
+from ovms_supervisor.instance.clone_memory import LEAST_BYTES, PARKED_BYTES
 from ovms_supervisor.instance.record import Doing
 from ovms_supervisor.supervisor import Supervisor
 from spec.api import StartRequest, WarmPool, WarmRequest
-from spec.errors import ArtifactNotFound, InstanceNotFound, InvalidReference, InvalidRequest, NotFound, WrongState
+from spec.errors import (
+    ArtifactNotFound,
+    CapacityExceeded,
+    InstanceNotFound,
+    InvalidReference,
+    InvalidRequest,
+    NotFound,
+    WrongState,
+)
 from spec.instance import InstanceState
 from tests.supervisor.conftest import Site, start
 from tests.supervisor.test_adoption import edit, kill, leaving
@@ -370,3 +379,16 @@ async def test_demand_lets_the_pool_grow(site: Site) -> None:
         for _ in range(4):
             await start(supervisor, "guest:warm")
         await until(lambda: supervisor.pool.infos()[0].parked == 3)
+
+
+async def test_a_claim_that_has_no_room_to_grow_is_given_that_of_other_clones(site: Site) -> None:
+    async with site.daemon(clone_budget_bytes=LEAST_BYTES + PARKED_BYTES) as supervisor:
+        await warm_artifact(supervisor)
+        await parked(supervisor, 2)
+        supervisor.pool.refill.shortage = lambda: "enough is enough"
+        instance = await start(supervisor, "guest:warm")
+        assert instance.state is RUNNING
+        with pytest.raises(CapacityExceeded):
+            await start(supervisor, "guest:warm")
+        assert clones(supervisor) == []
+        assert await site.leaks(supervisor.instances()) == []
