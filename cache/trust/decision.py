@@ -23,7 +23,8 @@ class Ruling:
     name: str | None
     """The name that the scope was found for; None: none."""
     scope: str
-    by: Reason | Literal["reject"]
+    by: Reason | Literal["reject", "unpinned"]
+    """``unpinned``: a part of it is not told by a digest, so that nothing could vouch for it."""
     admitted: bool
     reason: str
     """A sentence."""
@@ -31,7 +32,7 @@ class Ruling:
 
     def as_check(self) -> TrustCheck:
         """For the status of an instance."""
-        if self.by == "reject":
+        if self.by == "reject" or self.by == "unpinned":
             raise InternalError("a refusal has nothing to show in a status")
         if self.match is None:
             return TrustCheck(what=self.what, scope=self.scope, by=self.by)
@@ -86,6 +87,8 @@ class Decision:
 
 
 def _remedy(ruling: Ruling, policy: Path | None, called: str) -> str:
+    if ruling.by == "unpinned":
+        return "Have its manifest refer to them by digest, or pack an artifact that has them as layers."
     table = "[scopes]" if ruling.what == "artifact" else "[ramSnapshot.scopes]"
     if ruling.by == "signedBy":
         return (

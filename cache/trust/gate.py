@@ -65,20 +65,22 @@ class Gate:
         *,
         ram_snapshot: bool,
         signatures: Signatures | None = None,
+        unpinned: Sequence[str] = (),
     ) -> Decision:
         """What the policy says of an artifact.
 
         ``source``: what it was asked for by. By digest, all names that the store has for it must be admitted. From a
         path, or without a name, the default counts: the name in a manifest is what its maker likes it to be.
         ``ram_snapshot``: whether its RAM is going to be used.
-        ``signatures``: those to go by instead of those in the store, for what is not there yet.
+        ``signatures``, and refs of its manifest that are ``unpinned``: those to go by instead of what is in the store,
+        for an artifact that is not there yet.
         Raises InvalidPolicy, CorruptStore.
         """
         policy = self.policy.current()
         if policy is None:
             return Decision(digest=digest, policy=None)
         if signatures is not None:
-            return self._decided(policy, digest, source, ram_snapshot, signatures, fetched=True)
+            return self._decided(policy, digest, source, ram_snapshot, signatures, unpinned, fetched=True)
         # What all of it depends on; looked at before, so that a change meanwhile is seen the next time.
         records = (self._made_here.path(digest), self._pulled_from.path(digest))
         seen = _Seen(policy, path_identity(self._index), *map(path_identity, records))
@@ -86,7 +88,8 @@ class Gate:
         known = self._known.get(asked)
         if known is None or known[0] != seen:
             kept = partial(local_signatures, self._store, digest)
-            decision = self._decided(policy, digest, source, ram_snapshot, kept, fetched=False)
+            unpinned = self._store.artifact(digest).unpinned
+            decision = self._decided(policy, digest, source, ram_snapshot, kept, unpinned, fetched=False)
             if len(self._known) >= _MAX_KNOWN:
                 self._known.clear()
             known = self._known[asked] = seen, decision
@@ -99,6 +102,7 @@ class Gate:
         source: Source,
         ram_snapshot: bool,
         signatures: Signatures,
+        unpinned: Sequence[str],
         *,
         fetched: bool,
     ) -> Decision:
@@ -112,6 +116,8 @@ class Gate:
             for each in what
             for ruling in _rulings(policy, each, name, digest, made_here=made_here, signatures=once)
         ]
+        if unpinned:
+            rulings.append(_unpinned(unpinned))
         return Decision(
             digest=digest,
             policy=policy.path,
@@ -147,6 +153,12 @@ def _reference(name: str | None) -> Reference | None:
         return parse_reference(name) if name else None
     except InvalidReference:
         return None
+
+
+def _unpinned(refs: Sequence[str]) -> Ruling:
+    """A signature vouches for manifest.json; for what a tag in it meant at the time of the pull, nobody does."""
+    reason = f"it takes parts from {', '.join(refs)} by tag: nothing vouches for them"
+    return Ruling(what="artifact", name=None, scope=DEFAULT, by="unpinned", admitted=False, reason=reason)
 
 
 def _rulings(

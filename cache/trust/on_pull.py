@@ -53,7 +53,9 @@ class PulledSignatures:
             def signatures() -> list[SignatureManifest]:
                 return [*fetched, *local_signatures(self._store, digest)]
 
-            decision = gate.decide(digest, self._reference, ram_snapshot=with_ram, signatures=signatures)
+            decision = gate.decide(
+                digest, self._reference, ram_snapshot=with_ram, signatures=signatures, unpinned=artifact.unpinned
+            )
             try:
                 decision.require(str(self._reference))
             except PolicyRejected as error:

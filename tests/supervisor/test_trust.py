@@ -66,8 +66,12 @@ async def test_without_a_policy_status_says_so(site: Site) -> None:
 async def test_unsigned_is_refused_and_leaves_nothing_signed_starts_and_names_its_key(site: Site, write: Write) -> None:
     path = write(SIGNED, REJECT)
     async with site.daemon() as supervisor:
+        events = supervisor.events.subscribe()
         with pytest.raises(PolicyRejected, match="it has no signature"):
             await start(supervisor, "guest:plain")
+        told = await anext(events)
+        assert (told.type, told.detail["reference"]) == ("policy.rejected", "guest:plain")
+        events.close()
         assert supervisor.instances() == []
         assert await site.leaks([]) == []
         await asyncio.to_thread(sign, site, "guest:plain")

@@ -227,6 +227,16 @@ def test_signatures_of_another_artifact_do_not_count(
     assert f"not {digest}" in refused.reason
 
 
+def test_a_part_that_is_told_by_a_tag_is_vouched_for_by_nobody(gate: Gate, write: Write) -> None:
+    write("accept")
+    name = parse_reference("reg.example.com/new:1")
+    unpinned = ["reg.example.com/kernels:latest"]
+    decision = gate.decide(BASE, name, ram_snapshot=False, signatures=list, unpinned=unpinned)
+    with pytest.raises(PolicyRejected, match="kernels:latest by tag") as caught:
+        decision.require("new:1")
+    assert "by digest" in caught.value.remedy
+
+
 def test_signatures_can_be_given_for_what_is_not_here_yet(gate: Gate, write: Write) -> None:
     write("team")
     name = parse_reference("reg.example.com/new:1")
@@ -293,6 +303,8 @@ def test_a_record_copied_to_another_digest_or_store_says_nothing(
     second = Store(tmp_path / "second")
     second.create()
     elsewhere = Gate(second, PolicySource(store.root, None))
+    assert pack(second, packing("reg.example.com/team/app:1")) == digest
+    assert pack(second, packing("other:1", args="quiet")) == other
     elsewhere.note_made_here(other, BASE)
     record_of(second, digest).write_bytes(record_of(store, digest).read_bytes())
     assert decide(elsewhere, digest).refused is not None
