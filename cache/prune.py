@@ -25,7 +25,7 @@ from cache.reachability import Needed, needed_by, subject_of
 from cache.store import Store
 from cache.unreferenced import Garbage, StoreParts, bury, destroy, unneeded
 from spec.digest import Digest
-from spec.errors import CorruptStore
+from spec.errors import CorruptStore, NoSpace
 
 GRACE_S: Final = 24 * 3600.0
 """How long what an interrupted pull has brought waits for the next one."""
@@ -76,9 +76,7 @@ def free(store: Store, digests: Iterable[Digest]) -> list[Garbage]:
     """Remove what artifacts that have just been taken off the list needed, and nobody else does. Raises as prune."""
     with store.collecting() as parts:
         inventory = _Inventory(parts)
-        gone = Needed()
-        for digest in digests:
-            gone.update(_needed_if_intact(parts, digest))
+        gone = _needed(parts, digests)
         orphaned = inventory.referrers_of(gone)
         gone.update(inventory.needed(orphaned))
         stays = inventory.needed([*inventory.held, *inventory.artifacts, *(inventory.subjects.keys() - orphaned)])
@@ -96,9 +94,19 @@ class _Collection:
     garbage: list[Garbage]
 
     def bury(self, parts: StoreParts) -> list[Path]:
+        """Take it all out of sight. On a full disk what is on no list goes first: a shorter list, too, needs room."""
+        try:
+            self._unlist(parts)
+        except NoSpace:
+            lost = _names(_needed(parts, self.unlist))
+            spare = [each for each in self.garbage if each.what not in lost]
+            destroy(parts, bury(parts, spare))
+            self._unlist(parts)
+        return bury(parts, self.garbage)
+
+    def _unlist(self, parts: StoreParts) -> None:
         for digest in self.unlist:
             parts.index.remove(digest)
-        return bury(parts, self.garbage)
 
 
 class _Inventory:
@@ -165,12 +173,15 @@ class _Inventory:
         return _Collection([*lost, *orphans], [*garbage, *partial])
 
 
-def _needed_if_intact(parts: StoreParts, digest: Digest) -> Needed:
-    """Of a damaged artifact nobody knows what it needed: that is then found as what nothing leads to."""
-    try:
-        return needed_by(parts.blobs, [digest])
-    except CorruptStore:
-        return Needed({digest})
+def _needed(parts: StoreParts, digests: Iterable[Digest]) -> Needed:
+    """What artifacts need that are to go. Of a damaged one nobody knows: that is found later, as led to by nothing."""
+    needed = Needed()
+    for digest in digests:
+        try:
+            needed.update(needed_by(parts.blobs, [digest]))
+        except CorruptStore:
+            needed.blobs.add(digest)
+    return needed
 
 
 def _names(needed: Needed) -> set[str]:

@@ -8,14 +8,15 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from spec.errors import DaemonRunning, PermissionMissing
+from cache.host_errors import explain
+from spec.errors import DaemonRunning
 
 
 @contextmanager
 def locked(paths: tuple[Path, ...]) -> Iterator[None]:
     """Hold the lock files, which stay behind: removing one would let two daemons lock two files of one name.
 
-    Blocks for microseconds. Raises DaemonRunning, PermissionMissing.
+    Blocks for microseconds. Raises DaemonRunning, PermissionMissing (also on a read-only file system), NoSpace.
     """
     with ExitStack() as held:
         for path in paths:
@@ -28,8 +29,8 @@ def _locked(path: Path) -> Iterator[None]:
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except PermissionError as error:
-        raise PermissionMissing(f"{path} cannot be made or opened: {error.strerror}") from error
+    except OSError as error:
+        raise explain(error, path) from error
     try:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from cache.pack import pack
 from cache.prune import GRACE_S, free, prune, shrink
 from cache.store import Store
 from spec.digest import Digest
-from spec.errors import CorruptStore
+from spec.errors import CorruptStore, NoSpace
 from tests.cache.conftest import Packing
 
 
@@ -236,3 +238,55 @@ def test_packers_and_collectors_at_once(store: Store, packing: Packing) -> None:
         collector.join(30)
     assert not failures
     other.close()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 8 MiB."""
+    directory = tmp_path / "small"
+    directory.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(directory)]
+    if os.geteuid() or subprocess.run(command, check=False, timeout=30).returncode:
+        pytest.skip("no mount here")
+    yield directory
+    subprocess.run(["umount", str(directory)], check=True, timeout=30)
+
+
+def fill(path: Path) -> None:
+    with path.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+
+
+def test_a_full_disk_can_be_pruned(small_disk: Path, packing: Packing, tmp_path: Path) -> None:
+    store = Store(small_disk / "store")
+    store.create()
+    (tmp_path / "initrd.img").write_bytes(os.urandom(1 << 20))
+    pack(store, packing("demo:base", args="old"))
+    kept = pack(store, packing("demo:base", args="new"))
+    orphan = store.put_bytes(b"an orphan" * 1000)
+    store.close()
+    fill(small_disk / "fill")
+    with pytest.raises(NoSpace):
+        pack(store, packing("demo:more"))
+    removed = whats(prune(store))
+    assert orphan in removed
+    assert len(removed) > 1
+    check(store, kept)
+    assert not list(store.temp.directory.iterdir())
+
+
+def test_where_a_full_disk_leaves_no_room_for_a_shorter_list_nothing_goes(small_disk: Path, packing: Packing) -> None:
+    store = Store(small_disk / "store")
+    store.create()
+    pack(store, packing("demo:base", args="old"))
+    pack(store, packing("demo:base", args="new"))
+    before = blobs(store)
+    fill(small_disk / "fill")
+    with pytest.raises(NoSpace):
+        prune(store)
+    assert blobs(store) == before
+    assert not list(store.temp.directory.iterdir())
+    (small_disk / "fill").unlink()
+    assert prune(store)
+    store.close()
