@@ -18,6 +18,7 @@ from typing import Final, Self
 
 from cache.host_errors import host_errors
 from cache.ramsnap.buffer import Buffer
+from cache.ramsnap.crew import Crew
 from cache.ramsnap.head import check_length, head_bytes, open_blob, parse_head
 from cache.ramsnap.image_files import ImageFiles
 from cache.ramsnap.layer import LayeredFiles
@@ -35,6 +36,7 @@ from spec.ramsnap import (
     RamsnapLimits,
 )
 
+_CREW: Final = Crew(default_threads(), name="ramsnap-decode")
 _STORED_BYTES: Final = FRAME_BYTES + FRAME_OVERHEAD_BYTES
 """What a frame takes at most."""
 
@@ -82,8 +84,9 @@ def decode(
 class RamsnapDecoder:
     """Decodes what it is given. Leaving the context without :meth:`finish` having returned removes all it made.
 
-    Memory, whatever the image: the header, and up to 4 MiB for each thread and for each of ``2 × threads + 1`` frames
-    under way. Pages of the image itself are mapped while they are filled; the kernel counts them as this process's too.
+    Memory, whatever the image: the header, and up to 4 MiB for each thread and for each of ``threads + 3`` frames under
+    way. All that decode at the same time share one crew of threads, unless ``threads`` asks for some of its own. Pages
+    of the image itself are mapped while they are filled; the kernel counts them as this process's too.
     """
 
     def __init__(
@@ -118,7 +121,8 @@ class RamsnapDecoder:
         """Bytes of the next part (descriptor or rest of the header frame, or a frame) that are here, and that are not
         here yet; 0: the blob is complete."""
         self._files: ImageFiles | LayeredFiles | None = None
-        self._window: Window[Buffer] = Window(threads or default_threads(), name="ramsnap-decode")
+        crew = _CREW if threads is None else Crew(threads, name="ramsnap-decode")
+        self._window: Window[Buffer] = Window(crew.size, name="ramsnap-decode", executor=crew.join())
         self._free: list[Buffer] = []
         self._scratch: list[Buffer] = []
 

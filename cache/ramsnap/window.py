@@ -6,7 +6,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Generic, ParamSpec, Self, TypeVar
 
@@ -23,18 +23,19 @@ def default_threads() -> int:
 
 
 class Window(Generic[T]):
-    """At most ``2 × threads + 1`` jobs at a time; their results come back in the order of submission.
+    """At most ``threads + 2`` jobs at a time; their results come back in the order of submission.
 
     A job's exception is raised by the call that takes its result. Leaving the context waits for jobs that run and
     drops those that don't, so nothing of them outlives it.
     """
 
-    def __init__(self, threads: int, *, niceness: int = 0, name: str) -> None:
-        self._executor = ThreadPoolExecutor(
+    def __init__(self, threads: int, *, niceness: int = 0, name: str, executor: Executor | None = None) -> None:
+        """``executor``: does the jobs, instead of threads of its own, and is shut down with this."""
+        self._executor = executor or ThreadPoolExecutor(
             threads, thread_name_prefix=name, initializer=_lower_priority, initargs=(niceness,)
         )
         self._jobs: deque[Future[T]] = deque()
-        self._limit = 2 * threads + 1
+        self._limit = threads + 2
 
     @property
     def full(self) -> bool:

@@ -22,8 +22,8 @@ from spec.digest import Digest
 from spec.errors import CapacityExceeded, NoSpace
 from spec.ramsnap import RamsnapIndex, RamsnapLimits
 
-_LOADS = 2
-"""At a time: each one keeps all processors busy."""
+_LOADS = 4
+"""At a time: they share the processors, but each one has buffers of its own."""
 
 
 class Loader:
