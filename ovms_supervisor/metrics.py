@@ -64,6 +64,7 @@ class Metrics:
             buckets=_START_BUCKETS,
             registry=registry,
         )
+        self._refusals = Counter("ovms_policy_refusals", "Starts that the policy did not admit.", registry=registry)
         self._transfers = Counter(
             "ovms_transfers", "Pulls and pushes that came to their end.", ["kind", "result"], registry=registry
         )
@@ -128,6 +129,8 @@ class Metrics:
                     starting.discard(event.instance_id)
                     with suppress(InstanceNotFound):
                         self.observe_start(supervisor.find(event.instance_id).record, _START_RESULTS[event.type])
+                elif event.type == "policy.rejected":
+                    self._refusals.inc()
                 elif event.type in _TRANSFERS:
                     self._observe_transfer(event)
 

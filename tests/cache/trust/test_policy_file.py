@@ -59,6 +59,18 @@ def test_a_whole_policy(policy: Path) -> None:
     assert set(read.files) == {policy, policy.parent / "keys/team.pub", other}
 
 
+def test_the_example_of_the_document_is_one(tmp_path: Path) -> None:
+    document = (Path(__file__).parents[3] / "spec" / "policy.md").read_text()
+    example = document.partition("```toml\n")[2].partition("```")[0]
+    (tmp_path / "policy.toml").write_text(example)
+    (tmp_path / "keys").mkdir()
+    for name in ("team", "old-team", "release"):
+        (tmp_path / "keys" / f"{name}.pub").write_bytes(PrivateKey.generate().public.pem)
+    read = read_policy(tmp_path / "policy.toml")
+    assert read.rules["artifact"].default[0].kind == read.rules["ramSnapshot"].default[0].kind == "reject"
+    assert len(read.rules["artifact"].scopes) == 4
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
