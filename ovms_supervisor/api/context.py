@@ -14,6 +14,7 @@ from aiohttp import web
 
 from ovms_supervisor.loop_lag import LoopLag
 from ovms_supervisor.metrics import Metrics
+from spec.errors import Conflict
 
 if TYPE_CHECKING:
     from ovms_supervisor.supervisor import Supervisor
@@ -28,29 +29,40 @@ class Operations:
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._resumable: set[asyncio.Task[Any]] = set()
 
-    async def run(self, change: Coroutine[Any, Any, T]) -> T:
-        """Run a change to its end, whatever becomes of the caller."""
-        task = self._begin(change)
+    async def run(self, change: Coroutine[Any, Any, T], *, resumable: bool = False) -> T:
+        """Run a change to its end, whatever becomes of the caller.
+
+        One that is ``resumable`` loses nothing when it is cut short, so that a daemon which stops does not wait for it.
+        """
+        task = self._begin(change, resumable)
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
             if not task.done():
                 task.add_done_callback(_tell_the_log)
+            elif task.cancelled() and not _is_being_cancelled():
+                raise Conflict(
+                    "cut short: the daemon is ending", remedy="Ask the next daemon for the same; it goes on from here."
+                ) from None
             raise
 
-    def begin(self, change: Coroutine[Any, Any, object]) -> None:
+    def begin(self, change: Coroutine[Any, Any, object], *, resumable: bool = False) -> None:
         """Run a change that nobody waits for."""
-        self._begin(change).add_done_callback(_tell_the_log)
+        self._begin(change, resumable).add_done_callback(_tell_the_log)
 
-    def _begin(self, change: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+    def _begin(self, change: Coroutine[Any, Any, T], resumable: bool) -> asyncio.Task[T]:
         task = asyncio.create_task(change)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        for tasks in (self._tasks, self._resumable) if resumable else (self._tasks,):
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
         return task
 
     async def drain(self, limit_s: float) -> None:
-        """Wait for what is under way, then cancel it."""
+        """Wait for what is under way, then cancel it; what is resumable at once."""
+        for task in self._resumable:
+            task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=limit_s)
         late = list(self._tasks)
@@ -77,6 +89,11 @@ class Streams:
     async def end(self) -> None:
         """End them all at once."""
         await asyncio.gather(*(end() for end in self._endings), return_exceptions=True)
+
+
+def _is_being_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def _tell_the_log(task: asyncio.Task[Any]) -> None:

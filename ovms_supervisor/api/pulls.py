@@ -21,6 +21,6 @@ async def pull(request: web.Request) -> web.Response:
     reference = remote_reference(body.reference)
     change = context.supervisor.pull(reference, body.policy, resident=body.resident, verify=body.verify)
     if not body.wait:
-        context.operations.begin(change)
+        context.operations.begin(change, resumable=True)
         return reply(PullReply(reference=str(reference), status="pulling"), status=202)
-    return reply(reply_of(await context.operations.run(change)))
+    return reply(reply_of(await context.operations.run(change, resumable=True)))

@@ -6,7 +6,7 @@ import aiohttp
 import pytest
 
 from ovms_supervisor.client import Client
-from spec.errors import InvalidReference, RateLimited
+from spec.errors import Conflict, InvalidReference, RateLimited
 from tests.api.conftest import Daemon
 from tests.api.fake_supervisor import DIGEST, FakeSupervisor
 
@@ -52,15 +52,35 @@ async def test_what_the_registry_says_is_handed_on(http: aiohttp.ClientSession, 
         assert (await response.json())["code"] == "registry.rate_limited"
 
 
-async def test_a_client_that_leaves_leaves_the_pull(client: Client, supervisor: FakeSupervisor, daemon: Daemon) -> None:
+@pytest.mark.parametrize("wait", [True, False])
+async def test_a_daemon_that_stops_does_not_wait_for_pulls(
+    client: Client, supervisor: FakeSupervisor, daemon: Daemon, wait: bool
+) -> None:
+    supervisor.hold.clear()
+    pulling = asyncio.create_task(client.pull(REFERENCE, wait=wait))
+    await supervisor.entered.wait()
+    if not wait:
+        await pulling
+    async with asyncio.timeout(30):
+        await daemon.context.operations.drain(3600)
+        if wait:
+            with pytest.raises(Conflict, match="the daemon is ending"):
+                await pulling
+    assert not supervisor.calls
+
+
+async def test_a_client_that_leaves_leaves_the_pull(client: Client, supervisor: FakeSupervisor) -> None:
     supervisor.hold.clear()
     pulling = asyncio.create_task(client.pull(REFERENCE))
     await supervisor.entered.wait()
     pulling.cancel()
     with pytest.raises(asyncio.CancelledError):
         await pulling
+    events = supervisor.events.subscribe()
     supervisor.hold.set()
-    await daemon.context.operations.drain(10)
+    async with asyncio.timeout(30):
+        assert (await anext(events)).type == "pull.done"
+    events.close()
     assert supervisor.calls == [f"pull {REFERENCE} always"]
 
 
