@@ -55,28 +55,38 @@ class _Push:
         if upload is None:
             return "mounted"
         self._moved(0)
-        while not upload.finished:
-            try:
-                await upload.advance(self._source, self._moved)
-            except (Interrupted, RegistryUnreachable) as error:
-                wait_s = self._wait_s(error)
-                await asyncio.sleep(wait_s or 0)
-                if upload.is_ending and await self._is_there():
-                    break  # it was the reply that got lost
-                if wait_s is None:
-                    _give_up(error)
-                upload = await self._go_on(upload, error)
-            except RegistryRefused as error:
-                if self._resumed:  # what arrived before may not be what we think: all of it is sent again
-                    self._resumed = False
-                    upload = await self._restart(error)
-                elif upload.is_ending:
-                    raise
-                else:  # it takes no chunks, or not this many: once, in one piece
-                    self._sizes = Sizes(single_bytes=self._blob.size)
-                    upload = await self._restart(error)
-            self._note(upload)
+        try:
+            while not upload.finished:
+                upload = await self._step(upload)
+        except BaseException:
+            await upload.give_up()
+            raise
         return "done"
+
+    async def _step(self, upload: Upload) -> Upload:
+        """One chunk, or the end. Returns the upload to go on with."""
+        try:
+            await upload.advance(self._source, self._moved)
+        except (Interrupted, RegistryUnreachable) as error:
+            wait_s = self._wait_s(error)
+            await asyncio.sleep(wait_s or 0)
+            if upload.is_ending and await self._is_there():
+                upload.finished = True  # it was the reply that got lost
+            elif wait_s is None:
+                _give_up(error)
+            else:
+                upload = await self._go_on(upload, error)
+        except RegistryRefused as error:
+            if self._resumed:  # what arrived before may not be what we think: all of it is sent again
+                self._resumed = False
+                upload = await self._restart(upload, error)
+            elif upload.is_ending:
+                raise
+            else:  # it takes no chunks, or not this many: once, in one piece
+                self._sizes = Sizes(single_bytes=self._blob.size)
+                upload = await self._restart(upload, error)
+        self._note(upload)
+        return upload
 
     async def _begin_or_mount(self, mount_from: str | None) -> Upload | None:
         if mount_from is not None:
@@ -102,9 +112,9 @@ class _Push:
                 self._resumed = True
                 self._moved(upload.offset)
                 return upload
-        return await self._restart(error)
+        return await self._restart(upload, error)
 
-    async def _restart(self, error: Interrupted | RegistryError) -> Upload:
+    async def _restart(self, upload: Upload, error: Interrupted | RegistryError) -> Upload:
         """From the beginning; docker-registry (2.8), for one, gives an upload up when a chunk breaks off.
 
         Raises what it is that went wrong, once that has happened too often.
@@ -112,6 +122,7 @@ class _Push:
         self._restarts += 1
         if self._restarts >= self._repository.retry.tries:
             _give_up(error)
+        await upload.give_up()
         self._best = 0
         self._moved(0)
         return await self._begin()

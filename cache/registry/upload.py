@@ -6,7 +6,9 @@ end; the order of chunks is not something that all of them check.
 
 from __future__ import annotations
 
+import asyncio
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -28,6 +30,7 @@ SINGLE_BYTES: Final = 4 << 20
 CHUNK_BYTES: Final = 32 << 20
 """What is sent again at most after a broken connection."""
 _LEAST_CHUNK_BYTES: Final = 1 << 20
+_GIVE_UP_S: Final = 5.0
 _RANGE: Final = re.compile(r"(?:bytes=)?0-([0-9]{1,18})")
 
 
@@ -94,6 +97,15 @@ class Upload:
             self._take_range(response)
         if self.offset == 0:
             raise Interrupted(self._garbage("nothing of an upload arrived"), lost=True)
+
+    async def give_up(self) -> None:
+        """Let the registry forget what has arrived, if it answers soon: it would keep that for days."""
+        with suppress(RegistryError, TimeoutError):
+            async with (
+                asyncio.timeout(_GIVE_UP_S),
+                self._repository.request("DELETE", self._location, actions=PUSH, once=True),
+            ):
+                pass
 
     async def _send_chunk(self, source: Source, position: Position) -> None:
         end = min(self.offset + self._chunk_bytes, self._blob.size)

@@ -293,6 +293,7 @@ async def test_rate_limits_are_sat_out(repository: Repository, registry: UploadR
     with pytest.raises(RateLimited) as caught:
         await push_blob(repository, BLOB, path, sizes=CHUNKED)
     assert caught.value.fields["retry_after_s"] == 3600
+    assert not registry.uploads
 
 
 async def test_another_digest_in_the_reply_is_an_error(repository: Repository, registry: UploadRegistry) -> None:

@@ -98,6 +98,9 @@ class UploadRegistry(SmallRegistry):
             return _error(404, "BLOB_UPLOAD_UNKNOWN")
         if request.method == "GET":
             return self._accepted(repository, name, status=204)
+        if request.method == "DELETE":
+            del self.uploads[name]
+            return web.Response(status=204)
         return await self._receive(request, repository, name)
 
     async def _receive(self, request: web.Request, repository: str, name: str) -> web.StreamResponse:
