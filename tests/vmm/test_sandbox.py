@@ -15,10 +15,12 @@ from typing import Any
 import pytest
 
 from spec.errors import HostLimit
+from vmm.driver import Confinement, Machine, Ram
 from vmm.sandbox.kernel import NAMESPACES, landlock_version
 from vmm.sandbox.launching import Launched, Launcher
 from vmm.sandbox.orders import SHARED_BY_ALL, Order
 from vmm.sandbox.readback import read_layers
+from vmm.sandbox.view import order_for
 
 SHELL = shutil.which("sh") or "/bin/sh"
 UID = 734_001
@@ -189,6 +191,16 @@ async def test_what_cannot_be_started_is_an_error_and_no_process(
     with pytest.raises(HostLimit, match=said):
         await launch(launcher, replace(order, **change), place / "out")
     assert (await run(launcher, script(order, "echo on"), place / "out")) == (0, "on\n")
+
+
+def test_the_descriptors_of_a_daemon_with_thousands_of_machines_fit_their_limit(place: Path) -> None:
+    ram = Ram(path=place / "ram", size_bytes=4096, private=True)
+    machine = Machine(cpus=1, ram=ram, kernel=place / "kernel", initrd=None, kernel_args="")
+    confinement = Confinement(uid=None, strict=False)
+    for fds in ([], [3, 4], [20000, 20001]):
+        order = order_for([SHELL], fds, machine, confinement)
+        room = order.limits["RLIMIT_NOFILE"] - max(fds, default=0)
+        assert room > len(fds) + 100, "the numbers, copies of them on the way, and what the program opens"
 
 
 async def test_a_missing_layer_is_told_or_is_an_error_if_it_must_be(

@@ -22,8 +22,10 @@ _DEVICES: Final = ("/dev/null", "/dev/urandom", "/dev/kvm")
 OOM_SCORE_ADJ: Final = 500
 """Guests go before the daemon, and before what else the host runs."""
 
-_LIMITS: Final = {"RLIMIT_CORE": 0, "RLIMIT_NOFILE": 4096}
+_LIMITS: Final = {"RLIMIT_CORE": 0}
 """A core file would be the guest's memory on the host's disk."""
+_FILES: Final = 4096
+"""Above the numbers of those that are passed, which are the daemon's: with a thousand machines they are high ones."""
 _THREADS: Final = 512
 """Of one VMM with a uid of its own: vCPUs, I/O threads, and nothing that forks without end."""
 
@@ -62,7 +64,7 @@ def order_for(
         read_only=_unique(reads),
         writable=_unique(writes),
         devices=list(_DEVICES),
-        limits=_LIMITS | threads,
+        limits={**_LIMITS, "RLIMIT_NOFILE": _FILES + max(fds, default=0), **threads},
         oom_score_adj=OOM_SCORE_ADJ,
         strict=confinement.strict,
     )

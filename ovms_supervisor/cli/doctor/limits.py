@@ -12,8 +12,9 @@ from ovms_supervisor.cli.doctor.finding import Finding, ok, read_number, read_te
 if TYPE_CHECKING:
     from ovms_supervisor.config import Settings
 
-DESCRIPTORS_PER_MACHINE = 4
-"""Of the daemon's: pidfd, console, its index, and with QEMU the control connection."""
+DESCRIPTORS_PER_MACHINE = 5
+"""Of the daemon's: pidfd, console, its index, events, and while a clone is parked the control connection."""
+_CAN_RAISE_LIMITS = 24  # CAP_SYS_RESOURCE, capabilities(7)
 TASKS_PER_MACHINE = 7
 """Cloud Hypervisor's threads with one vCPU; QEMU has fewer. The kernel counts threads like processes."""
 WATCHES_PER_MACHINE = 1
@@ -24,11 +25,11 @@ _SPARE_TASKS = 300
 
 
 def open_files(_: Settings) -> Finding:
-    """RLIMIT_NOFILE; the daemon raises its own as far as it may: root to fs.nr_open, others to the hard limit."""
+    """RLIMIT_NOFILE; the daemon raises its own as far as it may: to fs.nr_open, or to the hard limit."""
     _soft, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     if most == resource.RLIM_INFINITY:
         return ok("open files", "unlimited")
-    if os.geteuid() == 0:
+    if _may_raise_limits():
         most = max(most, read_number("/proc/sys/fs/nr_open") or 0)
     return _judged(
         "open files",
@@ -81,6 +82,15 @@ def _judged(check: str, figure: str, machines: int, counting: str, remedy: str) 
     if machines < _MACHINES:
         return warn(check, figure, f"fewer than {_MACHINES} machines", remedy)
     return ok(check, figure)
+
+
+def _may_raise_limits() -> bool:
+    """Whether hard limits are none for us; root in a container may lack that."""
+    for line in (read_text("/proc/self/status") or "").splitlines():
+        name, _, value = line.partition(":")
+        if name == "CapEff":
+            return bool(int(value, 16) >> _CAN_RAISE_LIMITS & 1)
+    return False
 
 
 def _pids_max() -> int | None:
