@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache, partial
 from typing import Final
 
 from cache.store import Store
-from cache.trust.decision import Decision, Ruling
+from cache.trust.decision import Decision
 from cache.trust.local_signatures import local_signatures
-from cache.trust.policy_file import FileIdentity, Policy, Requirement, What, path_identity
+from cache.trust.policy_file import FileIdentity, Policy, What, path_identity
 from cache.trust.policy_source import PolicySource
-from cache.trust.scopes import DEFAULT, scopes_of
+from cache.trust.rulings import Signatures, rulings_of, unpinned_parts
+from cache.trust.scopes import scopes_of
 from cache.trust.sealed_records import MadeHere, PulledFrom, SealedRecords
-from cache.trust.signature_manifest import SignatureManifest
-from cache.trust.verification import verify
 from spec.digest import Digest
 from spec.errors import InvalidReference
 from spec.reference import PathSource, Reference, Source, parse_reference
 
-Signatures = Callable[[], Sequence[SignatureManifest]]
 _MAX_KNOWN: Final = 4096
 
 
@@ -114,10 +112,10 @@ class Gate:
             ruling
             for name in names
             for each in what
-            for ruling in _rulings(policy, each, name, digest, made_here=made_here, signatures=once)
+            for ruling in rulings_of(policy, each, name, digest, made_here=made_here, signatures=once)
         ]
         if unpinned:
-            rulings.append(_unpinned(unpinned))
+            rulings.append(unpinned_parts(unpinned))
         return Decision(
             digest=digest,
             policy=policy.path,
@@ -153,55 +151,3 @@ def _reference(name: str | None) -> Reference | None:
         return parse_reference(name) if name else None
     except InvalidReference:
         return None
-
-
-def _unpinned(refs: Sequence[str]) -> Ruling:
-    """A signature vouches for manifest.json; for what a tag in it meant at the time of the pull, nobody does."""
-    reason = f"it takes parts from {', '.join(refs)} by tag: nothing vouches for them"
-    return Ruling(what="artifact", name=None, scope=DEFAULT, by="unpinned", admitted=False, reason=reason)
-
-
-def _rulings(
-    policy: Policy, what: What, name: Reference | None, digest: Digest, *, made_here: bool, signatures: Signatures
-) -> Iterator[Ruling]:
-    rules = policy.rules[what]
-    scope = next((each for each in scopes_of(name) if each in rules.scopes), DEFAULT) if name else DEFAULT
-    requirements = rules.default if scope == DEFAULT else rules.scopes[scope]
-    called = str(name) if name else None
-    rejecting = any(each.kind == "reject" for each in requirements)
-    if made_here and not (rejecting and scope != DEFAULT):
-        # Stands for a signature, and for the default; not for what was refused by name.
-        reason = "it was made here, as a snapshot"
-        yield Ruling(what=what, name=called, scope=scope, by="madeHere", admitted=True, reason=reason)
-        return
-    for requirement in requirements:
-        yield _ruling(requirement, what, called, scope, digest, signatures)
-
-
-def _ruling(
-    requirement: Requirement, what: What, name: str | None, scope: str, digest: Digest, signatures: Signatures
-) -> Ruling:
-    where = "the default" if scope == DEFAULT else f"the scope {scope!r}"
-    side = " for RAM snapshots" if what == "ramSnapshot" else ""
-    if requirement.kind != "signedBy":
-        verb = "accepts" if requirement.kind == "accept" else "rejects"
-        return Ruling(
-            what=what,
-            name=name,
-            scope=scope,
-            by=requirement.kind,
-            admitted=requirement.kind == "accept",
-            reason=f"{where}{side} {verb} it",
-        )
-    found = verify(signatures(), digest, requirement.keys, requirement.formats)
-    keys = " or ".join(each.name for each in requirement.keys)
-    if found.matches:
-        match = found.matches[0]
-        reason = f"{where}{side} demands a signature by {keys}: signed by {match.key.name} ({match.format})"
-    else:
-        match = None
-        lacking = "; ".join(found.rejected[:8]) or "it has no signature"
-        reason = f"{where}{side} demands a signature by {keys}: {lacking}"
-    return Ruling(
-        what=what, name=name, scope=scope, by="signedBy", admitted=match is not None, reason=reason, match=match
-    )
