@@ -60,7 +60,7 @@ class Housekeeping:
         removed = [PrunedItem(what=each.what, size_bytes=each.size_bytes) for each in garbage]
         gone = {each.what for each in garbage}
         removed += await self._prune_images(gone, everything=request.all, dry_run=request.dry_run)
-        if removed and not request.dry_run:
+        if garbage and not request.dry_run:
             self._tell(garbage, "on request")
         return PruneReply(
             dry_run=request.dry_run, removed=removed, freed_bytes=sum(each.size_bytes for each in removed)

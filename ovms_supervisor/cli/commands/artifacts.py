@@ -105,7 +105,8 @@ def rmi_command(invocation: Invocation, names: tuple[Reference | DigestSource, .
     except CorruptStore as error:
         output.message(f"ovm: nothing was freed: {error.detail}")
     else:
-        output.message(f"freed {format_size(sum(each.size_bytes for each in freed))}")
+        size = format_size(sum(each.size_bytes for each in freed))
+        output.message(f"freed {size}" if freed else "freed nothing: other artifacts, names or machines need all of it")
     if invocation.json:
         output.as_json(removed)
     else:
