@@ -204,8 +204,10 @@ class QemuVm:
         """Let a paused machine run on until a kernel has switched on paging, if it hasn't yet.
 
         A successor has no kernel to give to the firmware, which is done with it by then (command_line). Firmware
-        takes a fraction of a second, and nobody sees the moment of a snapshot within it.
+        takes a fraction of a second, and nobody sees the moment of a snapshot within it. A clone has left it long ago.
         """
+        if self._machine.ram.private:
+            return
         loop = asyncio.get_running_loop()
         deadline = loop.time() + _FIRMWARE_LIMIT_S
         while not await self._paging():

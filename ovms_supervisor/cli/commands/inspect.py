@@ -134,6 +134,8 @@ def _ram_facts(artifact: Artifact, ram: dict[str, Any] | None) -> Iterator[tuple
     if snapshot is None or ram is None:
         return
     yield "ram snapshot", snapshot.ref
+    for parent in reversed(snapshot.parents):
+        yield "a layer on", parent
     yield "preload", "yes" if snapshot.preload_hint else "no"
     yield "lock", "required" if snapshot.mlock_required else "no"
     if "error" in ram:

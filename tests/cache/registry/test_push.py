@@ -48,7 +48,7 @@ from tests.cache.docker_registry import docker_registry
 from tests.cache.registry.conftest import log_in
 from tests.cache.registry.small_registry import basic, serving
 from tests.cache.registry.upload_registry import UploadRegistry
-from tests.cache.test_snapshot_artifact import snapshot
+from tests.cache.test_snapshot_artifact import RAM, snapshot
 
 
 @pytest.fixture
@@ -189,6 +189,22 @@ async def test_the_memory_of_a_base_is_not_sent_unasked(
     assert first.ramsnap is not None
     assert first.ramsnap.digest not in registry.blobs
     assert registry.tags["demo", "second"] == second.digest
+
+
+async def test_layers_of_memory_go_to_a_registry_and_come_back_together(
+    store: Store, base: Artifact, session: Session, registry: UploadRegistry, tmp_path: Path
+) -> None:
+    first = await asyncio.to_thread(snapshot, store, base, [])
+    parents = (digest_of(RAM),)
+    second = await asyncio.to_thread(snapshot, store, first, [], "demo:second", ram=b"a layer", parents=parents)
+    result = await pushed(store, second, session, f"{registry.host}/demo:second")
+    assert {digest_of(RAM), digest_of(b"a layer")} <= registry.blobs.keys()
+    other = await asyncio.to_thread(_made, tmp_path / "other")
+    await pull(other, Repository(session, result.reference), result.reference, PullOptions(platform=_nothing))
+    pulled = await asyncio.to_thread(other.artifact, second.digest)
+    assert [each.digest for each in pulled.ramsnap_parents] == list(parents)
+    assert all([await asyncio.to_thread(other.has_blob, each.content_digest) for each in pulled.blobs])
+    await asyncio.to_thread(other.close)
 
 
 async def test_a_base_that_is_gone_keeps_nobody_from_pushing(
