@@ -80,4 +80,4 @@ else:
         sys.exit("no emulator here")
     if knobs.get("stubborn"):
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    serve(knobs, next(int(arg.split("fd=")[1].split(",")[0]) for arg in sys.argv if "fd=" in arg))
+    serve(knobs, next(int(arg.split("fd=")[1].split(",")[0]) for arg in sys.argv if arg.startswith("socket,id=qmp")))
