@@ -38,12 +38,13 @@ class Journal:
 
 
 _on_tmpfs: dict[Path, bool] = {}
-"""By the directory of all instances, as the first write has found it."""
+"""By the directory of all instances, as the first look in a thread has found it."""
 
 
 def read(path: Path) -> Record:
     """The record in a journal file (blocks). Raises CorruptStore, also where there is none."""
     try:
+        _look_at_the_file_system(path)
         return decode(path.read_bytes())
     except OSError as error:
         raise CorruptStore(f"{path} cannot be read: {error.strerror}") from error
@@ -63,9 +64,7 @@ def _replace_in_memory(path: Path, data: bytes) -> None:
 
 
 def _replace(path: Path, data: bytes) -> None:
-    directory = path.parent.parent
-    if directory not in _on_tmpfs:
-        _on_tmpfs[directory] = is_tmpfs(directory)
+    _look_at_the_file_system(path)
     new = path.with_suffix(".new")
     try:
         with new.open("wb") as file:
@@ -75,6 +74,12 @@ def _replace(path: Path, data: bytes) -> None:
         new.replace(path)
     except OSError as error:
         raise _explained(path, error) from error
+
+
+def _look_at_the_file_system(path: Path) -> None:
+    directory = path.parent.parent
+    if directory not in _on_tmpfs:
+        _on_tmpfs[directory] = is_tmpfs(directory)
 
 
 def _explained(path: Path, error: OSError) -> Exception:

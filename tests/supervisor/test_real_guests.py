@@ -17,7 +17,7 @@ from cache.resident import ResidentImages
 from cache.store import Store
 from ovms_supervisor.instance import Instance
 from ovms_supervisor.supervisor import Supervisor
-from spec.api import LogLine, MmioWrite
+from spec.api import LogLine, MmioWrite, WarmRequest
 from spec.instance import InstanceState
 from spec.reference import parse_reference
 from tests.supervisor.conftest import Site, ended, start
@@ -253,4 +253,40 @@ async def test_many_at_once(site: Site, runtime: RuntimeName) -> None:
         clones = await asyncio.gather(*(start_real(supervisor, runtime, "guest:warm") for _ in range(8)))
         nonces = {(await ticks(clone, 1))[0][0] for clone in clones}
         assert len(nonces) == 1
+        await release_all(site, supervisor)
+
+
+async def test_parked_clones(site: Site, runtime: RuntimeName) -> None:
+    """They stand still, outlive the daemon, and go on from the moment of the snapshot when they are claimed."""
+    order = WarmRequest(manifest="guest:warm", count=2, runtime=runtime)
+    async with site.daemon(on_exit="leave") as supervisor:
+        base = await start_real(supervisor, runtime, "guest:shm", name="base")
+        ((nonce, *_),) = await ticks(base, 1)
+        await supervisor.snapshot(base, "warm")
+        moment = await latest(base)
+        await supervisor.remove(base, force=True)
+        await supervisor.order_parked(order)
+        async with asyncio.timeout(30):
+            assert (await supervisor.pool.settled("guest:warm")).trouble is None
+        before = {each.id for each in supervisor.instances()}
+        assert len(before) == 2
+        assert [await each.console.last_lines(1) for each in supervisor.instances()] == [[], []]
+    async with site.daemon() as supervisor:
+        assert {each.id for each in supervisor.instances()} == before
+        assert [await each.console.last_lines(1) for each in supervisor.instances()] == [[], []]
+        claimed = [await start_real(supervisor, runtime, "guest:warm", name=f"clone-{i}") for i in range(2)]
+        assert {each.id for each in claimed} == before
+        for clone in claimed:
+            assert clone.record.start is not None
+            assert clone.record.start.path == "claimed"
+            seen = await ticks(clone, 2)
+            assert [each[0] for each in seen] == [nonce, nonce]
+            assert 0 < seen[0][1] <= moment + 1
+            await supervisor.pause(clone)
+            await supervisor.resume(clone)
+        await supervisor.dissolve_parked("guest:warm")
+        await supervisor.snapshot(claimed[0], "again")
+        async with asyncio.timeout(30):
+            while len(supervisor.instances()) > 2:  # noqa: ASYNC110 - what was being parked
+                await asyncio.sleep(0.01)
         await release_all(site, supervisor)
