@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 from importlib.util import find_spec
@@ -37,6 +38,7 @@ def main() -> int:
     if unknown:
         parser.error(f"no row {', '.join(sorted(unknown))}; there are {', '.join(row.name for row in ALL)}")
     rows = [row for row in ALL if not arguments.only or row.name in arguments.only]
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that everything is given back
     with host(quick=arguments.quick, event_loop=arguments.event_loop) as made:
         if arguments.runtime:
             made.runtimes = tuple(each for each in made.runtimes if each in arguments.runtime)

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -15,6 +16,7 @@ from cache.registry.download import Download, Downloads
 from cache.resident import ResidentImages
 from cache.store import Store
 from scripts.benchmarks.host import Host
+from scripts.benchmarks.image_place import image_place
 from scripts.benchmarks.local_registry import REPOSITORY, local_registry, upload
 from scripts.benchmarks.measure import Case, alternate
 from scripts.benchmarks.ram_image import BlobOfRam, make_blob
@@ -26,38 +28,41 @@ from spec.reference import parse_reference
 from spec.sizes import MIB
 
 AIM = 0.5
-_TMPFS = Path("/dev/shm")
 _BY_HAND = 'curl -fsS "$1" | tee "$2" | sha256sum && lz4 -d -q -f "$2" "$3"'
 
 
 def run(host: Host) -> Iterator[Case]:
     if missing := [each for each in ("curl", "lz4") if shutil.which(each) is None]:
         raise NotHere(f"needs {' and '.join(missing)}")
-    with (
-        TemporaryDirectory(prefix="ovms-bench-pull-") as disk,
-        TemporaryDirectory(prefix="ovms-bench-pull-", dir=_TMPFS) as tmpfs,
-        local_registry(Path(disk)) as address,
-        asyncio.Runner() as runner,
-    ):
+    with TemporaryDirectory(prefix="ovms-bench-pull-") as disk, local_registry(Path(disk)) as address:
         blob = make_blob(Path(disk) / "image")
         url = upload(address, blob.path, blob.encoded.digest)
-        store = Store(Path(disk) / "store")
-        store.create()
-        images = ResidentImages(Path(tmpfs) / "images", mlock="required")
+        yield _case(host, Path(disk), address, url, blob, huge=False)
+        if host.quick:
+            return
+        with suppress(NotHere):
+            yield _case(host, Path(disk), address, url, blob, huge=True)
+
+
+def _case(host: Host, disk: Path, address: str, url: str, blob: BlobOfRam, *, huge: bool) -> Case:
+    store = Store(disk / "store")
+    store.create()
+    with image_place(huge=huge) as place, asyncio.Runner() as runner:
+        images = ResidentImages(place / "images", mlock="required")
         runner.run(images.open())
         try:
             taken = alternate(
                 {
                     "ours": lambda: runner.run(_ours(store, images, address, blob)),
-                    "by hand": lambda: _by_hand(url, Path(disk) / "copy", Path(tmpfs) / "ram"),
+                    "by hand": lambda: _by_hand(url, disk / "copy", place / "ram"),
                 },
-                host.rounds(11, 3),
+                host.rounds(11, 2),
             )
         finally:
             runner.run(images.close())
             store.close()
-    yield Case(
-        what="pull of 1 GiB of RAM",
+    return Case(
+        what=f"pull of 1 GiB of RAM{', huge pages' if huge else ''}",
         stop_line="blob durable in the store, image verified, locked | lz4 has ended",
         ours=taken["ours"],
         baseline=taken["by hand"],
