@@ -40,8 +40,13 @@ settings.load_profile(os.environ.get("OVMS_HYPOTHESIS") or ("ci" if os.environ.g
 
 
 def pytest_configure() -> None:
-    """Let programs that tests start and interrupt obey SIGINT: a background job of a shell inherits it as ignored."""
+    """Begin alike wherever the suite is started from.
+
+    Programs that tests start and interrupt obey SIGINT, which a background job of a shell inherits as ignored. Files of
+    tests are not for others to write to, which some distributions' umask allows and a policy file must not.
+    """
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.umask(0o022)
 
 
 @pytest.fixture(autouse=True)
