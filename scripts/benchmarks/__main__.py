@@ -29,6 +29,12 @@ def main() -> int:
     parser.add_argument(
         "--event-loop", choices=loops, default=loops[-1], help="of the daemon and the servers beside it (%(default)s)"
     )
+    parser.add_argument(
+        "--isolation",
+        choices=["off", "auto", "required"],
+        default="off",
+        help="whether the daemon confines VMMs; the scripts beside it don't (default: %(default)s)",
+    )
     arguments = parser.parse_args()
     if arguments.list:
         for row in ALL:
@@ -39,7 +45,7 @@ def main() -> int:
         parser.error(f"no row {', '.join(sorted(unknown))}; there are {', '.join(row.name for row in ALL)}")
     rows = [row for row in ALL if not arguments.only or row.name in arguments.only]
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that everything is given back
-    with host(quick=arguments.quick, event_loop=arguments.event_loop) as made:
+    with host(quick=arguments.quick, event_loop=arguments.event_loop, isolation=arguments.isolation) as made:
         if arguments.runtime:
             made.runtimes = tuple(each for each in made.runtimes if each in arguments.runtime)
         _say(f"runtimes here: {', '.join(made.runtimes) or 'none'}")

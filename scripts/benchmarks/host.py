@@ -93,14 +93,14 @@ class Host:
 
 
 @contextmanager
-def host(*, quick: bool, event_loop: str) -> Iterator[Host]:
+def host(*, quick: bool, event_loop: str, isolation: str) -> Iterator[Host]:
     """A daemon with nothing in it; it and all that it started are gone afterwards.
 
     As on a real host, the run dir and the images are on a tmpfs, the store is on a disk.
     """
     with (
         TemporaryDirectory(prefix="ovms-bench-") as root,
-        private_daemon({"OVMS_ROOT": root, "OVMS_EVENT_LOOP": event_loop}, parent=_TMPFS) as daemon,
+        private_daemon({"OVMS_ROOT": root, "OVMS_EVENT_LOOP": event_loop, "OVMS_ISOLATION": isolation}, parent=_TMPFS) as daemon,
         Connection(daemon.socket) as control,
     ):
         made = Host(daemon, control, quick, event_loop, ())
