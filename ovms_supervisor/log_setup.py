@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import queue
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from logging.handlers import QueueHandler, QueueListener
@@ -19,6 +20,7 @@ from structlog.typing import EventDict, Processor
 from ovms_supervisor.config.settings import LogFormat, LogLevel
 from ovms_supervisor.log_file import LogFile
 
+_PAUSE_S = 0.02
 _WAITING_LINES = 10_000  # then lines are lost rather than the daemon held up
 
 
@@ -33,6 +35,33 @@ class _Handover(QueueHandler):
             self.queue.put_nowait(record)
         except queue.Full:
             return
+
+
+class _Listener(QueueListener):
+    """Lets a moment pass between two lines' coming and their writing.
+
+    A start says three lines. Written at once, each would have the thread compete with the event loop for the
+    interpreter in the middle of that start.
+    """
+
+    def __init__(self, waiting: queue.Queue[logging.LogRecord], writer: logging.Handler) -> None:
+        super().__init__(waiting, writer)
+        self._waiting = waiting
+        self._ending = threading.Event()
+
+    def dequeue(self, block: bool) -> logging.LogRecord:
+        try:
+            return self._waiting.get_nowait()
+        except queue.Empty:
+            record = self._waiting.get(block)
+        if not self._ending.is_set():
+            self._ending.wait(_PAUSE_S)
+        return record
+
+    def stop(self) -> None:
+        """Write what waits, and end."""
+        self._ending.set()
+        super().stop()
 
 
 class _Writer(logging.StreamHandler[TextIO]):
@@ -80,7 +109,7 @@ def logging_to(
         logger_factory=structlog.stdlib.LoggerFactory(),
         wrapper_class=structlog.stdlib.BoundLogger,
     )
-    listener = QueueListener(waiting, writer)
+    listener = _Listener(waiting, writer)
     listener.start()
     try:
         yield

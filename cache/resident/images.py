@@ -235,6 +235,11 @@ class ResidentImages:
             for entry in sorted(self._shelf.entries.values(), key=lambda entry: entry.last_used)
         ]
 
+    def header(self, digest: Digest) -> RamsnapHeader | None:
+        """That of the blob of an image that is here."""
+        entry = self._shelf.entries.get(digest)
+        return entry.image.header if entry else None
+
     def figures(self) -> ResidentFigures:
         """The totals now."""
         entries = self._shelf.entries.values()

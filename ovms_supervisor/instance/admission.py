@@ -6,18 +6,15 @@ from anyio import to_thread
 
 from cache.artifact import Artifact
 from cache.ramsnap import read_header
-from cache.store import Store
 from ovms_supervisor.clock import Stopwatch
 from ovms_supervisor.config import Settings
 from ovms_supervisor.instance.host import Host
 from ovms_supervisor.instance.plan import Device, Plan, Resolved
 from ovms_supervisor.instance.runtimes import Choice, choose, choose_for_restore
 from ovms_supervisor.instance.trust import check_trust
-from spec.admission import check_supported
 from spec.api import Overrides
 from spec.compatibility import Compatibility
 from spec.errors import (
-    BlobNotFound,
     ImmutableOverride,
     IncompatibleSnapshot,
     InvalidManifest,
@@ -41,11 +38,10 @@ async def admit(host: Host, resolved: Resolved, watch: Stopwatch) -> Plan:
     ImmutableOverride, BlobNotFound, CorruptRamsnap, PolicyRejected, InvalidPolicy.
     """
     artifact, overrides = resolved.artifact, resolved.request.overrides
-    check_supported(artifact.manifest)
     _check_disk(overrides, artifact)
     may_restore = artifact.manifest.ram_snapshot is not None and overrides.boot != "cold"
     trust = await check_trust(host, resolved.request, artifact.digest, ram_snapshot=may_restore)
-    header = await to_thread.run_sync(_look_into, host.store, artifact, may_restore)
+    header = await _header(host, artifact) if may_restore else None
     try:
         return await _decide(host, resolved, header, watch, trust, afresh=False)
     except (NoUsableRuntime, IncompatibleSnapshot):
@@ -171,11 +167,12 @@ def _check_parents(artifact: Artifact, parent: str | None) -> None:
         )
 
 
-def _look_into(store: Store, artifact: Artifact, may_restore: bool) -> RamsnapHeader | None:
-    """See that all blobs are there, and read the header of the RAM snapshot if it may be needed (blocks)."""
-    artifact.check_roles()
-    for blob in (*artifact.blobs, *artifact.external_blobs):
-        if not store.has_blob(blob.content_digest):
-            raise BlobNotFound(f"the store has no blob {blob.digest} of the artifact", digest=blob.digest)
-    snapshot = artifact.ramsnap if may_restore else None
-    return None if snapshot is None else read_header(store.blob_path(snapshot.content_digest))
+async def _header(host: Host, artifact: Artifact) -> RamsnapHeader | None:
+    """Of its RAM snapshot, which the policy has let through by now; that of a resident image is in memory."""
+    snapshot = artifact.ramsnap
+    if snapshot is None:
+        return None
+    known = host.images.header(snapshot.content_digest)
+    if known is not None and known.parent is None and not artifact.ramsnap_parents:
+        return known
+    return await to_thread.run_sync(read_header, host.store.blob_path(snapshot.content_digest))

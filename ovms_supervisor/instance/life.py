@@ -124,9 +124,9 @@ class Life:
     async def run(self, *, task_status: TaskStatus[None] = TASK_STATUS_IGNORED) -> None:
         """The whole life. Raises nothing but cancellation, which means that the daemon goes."""
         instance = self.instance
+        self._oom_kills = endings.oom_kills()
         try:
             async with anyio.create_task_group() as self._tasks:
-                self._tasks.start_soon(self._count_oom_kills)
                 task_status.started()
                 with self._beginning:
                     try:
@@ -205,9 +205,6 @@ class Life:
         elif not is_final(instance.state):
             self._failure = self._failure or endings.Lost("the daemon ended while it was starting")
             await self._give_back()
-
-    async def _count_oom_kills(self) -> None:
-        self._oom_kills = await anyio.to_thread.run_sync(endings.oom_kills)
 
     async def _watch(self, vm: Vm) -> None:
         try:

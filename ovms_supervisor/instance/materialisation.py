@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -12,26 +13,27 @@ from ovms_supervisor.instance import disks, shared_devices
 from ovms_supervisor.instance.holdings import hold_disks, hold_memory
 from ovms_supervisor.instance.instance import Instance
 from ovms_supervisor.instance.plan import Plan
-from ovms_supervisor.instance.side_by_side import side_by_side
 from vmm.driver import DEEPEST_DISK, Disk, Machine, Ram, SharedMemory
 
 
 async def materialise(instance: Instance, plan: Plan, undo: AsyncExitStack) -> Machine:
     """Make everything that the VMM will open. Raises Corrupt*, NoSpace, MlockLimit, InUse, ImmutableOverride.
 
-    Files are made in one visit of a thread, the console's beside it: with the image resident, a hop between threads is
-    what a start consists of.
+    All files are made in one visit of a thread: with the image resident, hops between threads are what a start consists
+    of.
     """
     hold_memory(instance, undo)
     if plan.artifact.manifest.disk_layers and not plan.persistent_disk:
         hold_disks(instance, undo)
     ram, state_dir = await _ram(instance, plan)
-    return await side_by_side(
-        to_thread.run_sync(_machine, instance, plan, ram, state_dir), beside=instance.console.open()
-    )
+    async with instance.console.opening() as open_file:
+        return await to_thread.run_sync(_machine, instance, plan, ram, state_dir, open_file)
 
 
-def _machine(instance: Instance, plan: Plan, ram: Ram, state_dir: Path | None) -> Machine:
+def _machine(
+    instance: Instance, plan: Plan, ram: Ram, state_dir: Path | None, open_console: Callable[[], None]
+) -> Machine:
+    open_console()
     instance.paths.memory.mkdir(mode=0o700, parents=True)
     kernel, initrd = _kernel(instance.host.store, plan)
     disk = _disk(instance, plan)

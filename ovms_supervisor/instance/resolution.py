@@ -14,9 +14,10 @@ from cache.file_layout import import_artifact
 from cache.store import Store
 from ovms_supervisor.instance.host import Host
 from ovms_supervisor.instance.plan import Resolved
+from spec.admission import check_supported
 from spec.api import StartRequest
 from spec.digest import Digest
-from spec.errors import InvalidReference
+from spec.errors import BlobNotFound, InvalidReference
 from spec.reference import PathSource, Reference, Source, parse_source
 
 T = TypeVar("T")
@@ -27,20 +28,27 @@ async def resolve(host: Host, request: StartRequest, claim: Claim | None = None)
     """Find the artifact, importing a directory or tar and pulling a reference with a registry as the request has it.
 
     ``claim`` is called in the same visit of a thread, to keep the artifact before anything is looked for in it.
-    Raises Invalid*, ArtifactNotFound, Corrupt*, Unsafe*, and what pulling raises.
+    All its blobs are there. Raises Invalid*, ArtifactNotFound, Corrupt*, Unsafe*, UnsupportedManifest, BlobNotFound,
+    and what pulling raises.
     """
     source = parse_source(request.manifest)
     if isinstance(source, Reference) and source.registry is not None:
         may_restore = request.overrides.boot != "cold"
         digest = await host.pulling.find(source, request.pull, ram_snapshot=may_restore)
-        return Resolved(request, await to_thread.run_sync(_claimed, host.store.artifact, digest, claim))
-    return Resolved(request, await to_thread.run_sync(_claimed, partial(_artifact, host.store), source, claim))
+        return Resolved(request, await to_thread.run_sync(_claimed, host.store, host.store.artifact, digest, claim))
+    find = partial(_artifact, host.store)
+    return Resolved(request, await to_thread.run_sync(_claimed, host.store, find, source, claim))
 
 
-def _claimed(find: Callable[[T], Artifact], what: T, claim: Claim | None) -> Artifact:
+def _claimed(store: Store, find: Callable[[T], Artifact], what: T, claim: Claim | None) -> Artifact:
     artifact = find(what)
     if claim is not None:
         claim(artifact.digest)
+    check_supported(artifact.manifest)
+    artifact.check_roles()
+    for blob in artifact.blobs:
+        if not store.has_blob(blob.content_digest):
+            raise BlobNotFound(f"the store has no blob {blob.digest} of the artifact", digest=blob.digest)
     return artifact
 
 

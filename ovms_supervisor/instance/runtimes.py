@@ -52,6 +52,8 @@ class Runtimes:
 
     async def reports(self, *, afresh: bool = False) -> dict[str, RuntimeReport]:
         """The report of every driver; ``afresh`` probes those again that were not usable."""
+        if not afresh and self._reports.keys() >= self._drivers.keys():
+            return dict(self._reports)
         async with self._turn:
             unusable = {name for name, report in self._reports.items() if afresh and not report.usable}
             asked = [name for name in self._drivers if name not in self._reports or name in unusable]

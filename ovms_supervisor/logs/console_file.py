@@ -80,6 +80,10 @@ class ConsoleFile:
                 self._close()
                 raise
 
+    def is_behind(self) -> bool:
+        """Whether there is something that was not indexed (looks at one inode)."""
+        return self._fd >= 0 and os.fstat(self._fd).st_size != self._consumed
+
     def advance(self) -> Pass:
         """Index up to PASS_BYTES of what is new. Raises OSError; then the same bytes are read by the next pass."""
         with self._lock:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from ovms_supervisor.logs import threads
@@ -51,7 +52,13 @@ class ConsoleLog:
 
     async def open(self) -> None:
         """Make or open the files and follow them. Raises OSError."""
-        await threads.run(self.file.open)
+        async with self.opening() as open_files:
+            await threads.run(open_files)
+
+    @asynccontextmanager
+    async def opening(self) -> AsyncIterator[Callable[[], None]]:
+        """What opens the files, to be called in a thread within the context; after it they are followed."""
+        yield self.file.open
         try:
             Pump.current().add(self)
         except OSError:

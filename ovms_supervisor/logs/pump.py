@@ -66,7 +66,9 @@ class Pump:
         if self._modified is None:
             self._modified = ModifiedFiles()
         self._followed.add(log)
-        self.mark(log)
+        self._arm(log)
+        if log.file.is_behind():  # of a new machine's, nothing is worth a visit of the thread
+            self.mark(log)
 
     def remove(self, log: Followed) -> None:
         """Stop following; the last one out closes inotify. A pass in the thread may still be under way."""

@@ -100,7 +100,9 @@ def host(*, quick: bool, event_loop: str, isolation: str) -> Iterator[Host]:
     """
     with (
         TemporaryDirectory(prefix="ovms-bench-") as root,
-        private_daemon({"OVMS_ROOT": root, "OVMS_EVENT_LOOP": event_loop, "OVMS_ISOLATION": isolation}, parent=_TMPFS) as daemon,
+        private_daemon(
+            {"OVMS_ROOT": root, "OVMS_EVENT_LOOP": event_loop, "OVMS_ISOLATION": isolation}, parent=_TMPFS
+        ) as daemon,
         Connection(daemon.socket) as control,
     ):
         made = Host(daemon, control, quick, event_loop, ())

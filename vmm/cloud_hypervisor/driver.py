@@ -45,7 +45,8 @@ class CloudHypervisor:
         async with AsyncExitStack() as undo:
             ours = undo.enter_context(ExitStack())
             try:
-                await run_sync(partial(own.restore.parent.mkdir, mode=0o755, exist_ok=True))
+                if files.confinement is not None:  # its view is made of what is there
+                    await run_sync(partial(own.restore.parent.mkdir, mode=0o755, exist_ok=True))
                 listener = ours.enter_context(unix_socket.listen(own.socket))
                 undo.push_async_callback(run_sync, own.remove)
                 events = make_pipe(own.events)

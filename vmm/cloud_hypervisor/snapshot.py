@@ -74,7 +74,7 @@ def prepare_restore(machine: Machine, state_dir: Path, directory: Path) -> None:
     Raises IncompatibleSnapshot, CorruptRamsnap.
     """
     check_hardware(machine, state_dir / CONFIG_FILE)
-    directory.mkdir(mode=0o755)
+    directory.mkdir(mode=0o755, parents=True)
     (directory / CONFIG_FILE).write_bytes(msgspec.json.encode(vm_config(machine)))
     # Not a hard link: instances and images may be on file systems of their own.
     (directory / STATE_FILE).symlink_to((state_dir / STATE_FILE).absolute())
