@@ -15,7 +15,7 @@ from typing import Any
 from scripts.benchmarks.host import Host
 from scripts.benchmarks.http import Connection
 from scripts.benchmarks.straight.machine import connected, kill, spawn
-from scripts.benchmarks.straight.qemu import QemuClone
+from scripts.benchmarks.straight.qemu import QemuClone, plain_command_line, ram_backend
 
 
 class AnonymousCloudHypervisor:
@@ -103,16 +103,9 @@ def anonymous(host: Host, runtime: str, instance_id: str, directory: Path) -> An
     if runtime != "qemu":
         with Connection(next(instance.glob("cloud-hypervisor-*.sock"))) as api:
             return AnonymousCloudHypervisor(api.call("GET", "/api/v1/vm.info")["config"], directory)
-    argv = Path(f"/proc/{host.status(instance_id)['pid']}/cmdline").read_bytes().decode().split("\0")[:-1]
-    kept: list[str] = []
-    skip = 0
-    for number, each in enumerate(argv):
-        if skip:
-            skip -= 1
-        elif each == "-chardev" and argv[number + 1].startswith("socket,id=qmp"):
-            skip = 3
-        elif each.startswith("{") and json.loads(each).get("id") == "ram":
-            kept.append(json.dumps({"qom-type": "memory-backend-ram", "id": "ram", "size": json.loads(each)["size"]}))
-        else:
-            kept.append(each.replace(str(instance), "@DIRECTORY@"))
+    argv = plain_command_line(host.status(instance_id)["pid"], instance)
+    backend = {"qom-type": "memory-backend-ram", "id": "ram", "size": ram_backend(argv)["size"]}
+    kept = [
+        json.dumps(backend) if each.startswith("{") and json.loads(each).get("id") == "ram" else each for each in argv
+    ]
     return AnonymousQemu(kept, directory)

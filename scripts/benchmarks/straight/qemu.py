@@ -89,19 +89,8 @@ class QemuClones:
     """Makes clones after the pattern of a running one of the daemon's: its very command line, other paths."""
 
     def __init__(self, pid: int, instance: Path, directory: Path) -> None:
-        argv = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")[:-1]
-        self._argv: list[str] = []
-        self._state = Path()
-        skip = 0
-        for number, each in enumerate(argv):
-            if skip:
-                skip -= 1
-            elif each == "-chardev" and argv[number + 1].startswith("socket,id=qmp"):
-                skip = 3  # ours, and the '-mon' that uses it
-            else:
-                self._argv.append(each.replace(str(instance), "@DIRECTORY@"))
-            if '"memory-backend-file"' in each and '"id": "ram"' in each.replace('"id":"ram"', '"id": "ram"'):
-                self._state = Path(json.loads(each)["mem-path"]).parent / "state" / "devices"
+        self._argv = plain_command_line(pid, instance)
+        self._state = Path(ram_backend(self._argv)["mem-path"]).parent / "state" / "devices"
         self._directory = directory
         self._made = 0
 
@@ -109,3 +98,30 @@ class QemuClones:
         """The next one; nothing is done for it yet."""
         self._made += 1
         return QemuClone(self._argv, self._state, self._directory / f"straight-qemu-{self._made}")
+
+
+def plain_command_line(pid: int, instance: Path) -> list[str]:
+    """That of a process of the daemon's with ``@DIRECTORY@`` for the instance's own, and without what it is given open:
+    the control socket, and the console, which is a file in the directory instead.
+    """
+    argv = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")[:-1]
+    plain: list[str] = []
+    skip = 0
+    for option, value in zip(argv, [*argv[1:], ""], strict=True):
+        if skip:
+            skip -= 1
+        elif option == "-chardev" and value.startswith("socket,id=qmp"):
+            skip = 3  # and the '-mon' that uses it
+        elif option == "-add-fd":
+            skip = 1
+        elif option.startswith("file,id=console"):
+            plain.append("file,id=console,path=@DIRECTORY@/console,append=on")
+        else:
+            plain.append(option.replace(str(instance), "@DIRECTORY@"))
+    return plain
+
+
+def ram_backend(argv: list[str]) -> dict[str, Any]:
+    """The '-object' that is guest RAM."""
+    objects = [json.loads(each) for each in argv if each.startswith("{")]
+    return next(each for each in objects if each.get("id") == "ram")
