@@ -21,7 +21,7 @@ code in ``ovms_supervisor.cli.exit_codes``, and nowhere else.
     │   │   InvalidSignature
     ├── Denied                  PermissionMissing, PolicyRejected, InvalidPolicy, NotVerified
     ├── HostLimit               the host lacks something
-    │   ├── NoSpace, MlockLimit, NoUsableRuntime, MissingTool, CapacityExceeded
+    │   ├── NoSpace, MlockLimit, IsolationMissing, NoUsableRuntime, MissingTool, CapacityExceeded
     ├── VmmFailure              the VMM process misbehaved
     │   ├── VmmExited, VmmTimeout, VmmRefused, VmmGarbage, MemoryNotShared
     ├── RegistryError           a registry, or the way to it, failed

@@ -27,6 +27,7 @@ from cache.threads import ended
 from spec.admission import check_supported
 from spec.digest import Digest
 from spec.errors import BlobNotFound, Corrupt, InvalidManifest, NoSpace
+from spec.fault_points import reach
 from spec.manifest import decode_manifest
 from spec.oci import EMPTY_DESCRIPTOR, MAX_MANIFEST_BYTES, Descriptor
 from spec.reference import Reference
@@ -112,6 +113,7 @@ class _Pull:
             fetched = await self._fetch(wanted_of(artifact))
             name = self._reference.local_name if self._reference.tag else None
             digest = await _to_its_end(asyncio.to_thread(self._list, artifact, name))
+            reach("pull.listed")
         except NoSpace:
             await _to_its_end(asyncio.to_thread(self._clear))
             raise
@@ -166,6 +168,7 @@ class _Pull:
         self._options.begin(artifact)
         for document in (artifact.oci_bytes, artifact.manifest_bytes, *_note(artifact)):
             await _to_its_end(asyncio.to_thread(self._put, document))
+        reach("pull.documents")
         return artifact
 
     async def _resolve(self, refs: list[ExternalRef]) -> dict[ExternalRef, Descriptor]:

@@ -22,7 +22,7 @@ from anyio.to_thread import run_sync
 
 from ovms_supervisor.instance import endings, holdings, journal
 from ovms_supervisor.instance.claims import claim
-from ovms_supervisor.instance.half_done import finish_half_done, settle_files
+from ovms_supervisor.instance.half_done import finish_half_done, settle_files, take_successor
 from ovms_supervisor.instance.host import Host
 from ovms_supervisor.instance.instance import Instance
 from ovms_supervisor.instance.launch import files_of_running
@@ -114,7 +114,13 @@ def _scan(host: Host) -> _Scan:
             troubles.append(f"{path}: {error.detail}")
             unreadable.add(directory.name)
     boot = boot_id()
-    known = {each.vm.pid for each in records if each.vm and each.boot_id == boot and each.state in _WITH_VMM}
+    known = {
+        vm.pid
+        for each in records
+        if each.boot_id == boot and each.state in _WITH_VMM
+        for vm in (each.vm, each.doing.successor if each.doing else None)
+        if vm
+    }
     strays: dict[int, int] = {}
     for pid, instance_id in processes_of(host.layout.instances).items():
         if pid not in known and instance_id not in unreadable:
@@ -196,6 +202,10 @@ async def _attach(instance: Instance, boot: str) -> None:
         raise endings.Lost("the host was rebooted")
     if record.state is InstanceState.STARTING or record.vm is None:
         raise endings.Lost(_INTERRUPTED)
+    before = await run_sync(take_successor, instance)
+    if before is not None:
+        await _kill(before.pid, before.start_ticks)
+        await instance.save()
     if not await run_sync(is_same, record.vm.pid, record.vm.start_ticks):
         raise endings.Lost("the VMM ended while no daemon was watching; how is not known")
     driver = host.driver(record.runtime.name)

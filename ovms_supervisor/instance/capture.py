@@ -42,6 +42,7 @@ from ovms_supervisor.instance.owned import undone_on_failure
 from ovms_supervisor.instance.record import Doing, VmRecord
 from spec.compatibility import Compatibility
 from spec.errors import OvmsError, VmmExited, WrongState
+from spec.fault_points import reach
 from spec.instance import InstanceState
 from vmm.driver import Machine, Ram, Saved, SaveTarget, Vm
 from vmm.sandbox.ownership import take_back
@@ -105,9 +106,11 @@ class Capture:
             in_place = await self._goes_in_place()
             async with undone_on_failure() as given_up:
                 successor = await self._prepare(staging, given_up, in_place=in_place)
+                reach("snapshot.prepared")
                 saved = await self._save(staging, successor=successor is not None)
+                reach("snapshot.saved")
                 if successor is not None:
-                    await self._restore(successor[0], staging)
+                    await self._restore(*successor, staging)
             # From here on there is no way back.
             with anyio.CancelScope(shield=True):
                 if successor is not None:
@@ -139,6 +142,7 @@ class Capture:
             given_up.push_async_callback(self._write_down, None)
             given_up.push_async_callback(self._go_on)
             await self._write_down(Doing(what="snapshot", overlay=self._overlay.disk.path if self._overlay else None))
+            reach("snapshot.begun")
             if self._overlay is not None:
                 given_up.push_async_callback(self._overlay.settle)
                 await self._overlay.create()
@@ -218,6 +222,7 @@ class Capture:
             if self._running:
                 self._standing = True
                 await self._vm.pause()
+        reach("snapshot.paused")
         with self._watch.phase("save"):
             saved = await self._vm.save(target)
             if self._frozen is not None and self._copy is not None:
@@ -226,10 +231,21 @@ class Capture:
                 await run_sync(shared_devices.save, self._machine.devices, staging / "state")
         return saved
 
-    async def _restore(self, successor: Vm, staging: Path) -> None:
+    async def _restore(self, successor: Vm, record: VmRecord, staging: Path) -> None:
+        """The journal names the successor before it runs: from then on the next daemon, too, goes on with that one.
+
+        Otherwise a daemon that dies in between would leave a guest that has gone on and is taken back in time.
+        """
         with self._watch.phase("restore"):
-            await successor.restore(staging / "state", resume=self._running)
+            await successor.restore(staging / "state", resume=False)
+            reach("snapshot.restored")
+            overlay = self._overlay.disk.path if self._overlay else None
+            await self._write_down(Doing(what="snapshot", overlay=overlay, successor=record))
+            reach("snapshot.named")
+            if self._running:
+                await successor.resume()
         self._end_pause(successor)
+        reach("snapshot.resumed")
 
     async def _succeed(self, successor: Vm, record: VmRecord) -> None:
         """The successor runs: the instance is its process now, and the old one is retired."""
@@ -242,6 +258,7 @@ class Capture:
                 with suppress(OvmsError):  # it ended meanwhile, or cannot be replaced any more
                     await note_isolation(instance, successor)
             await self._write_down(None)
+            reach("snapshot.recorded")
             self._life.watch(successor)
             try:
                 await _end(old)

@@ -24,6 +24,7 @@ from ovms_supervisor.instance.resolution import resolve
 from ovms_supervisor.layout import InstancePaths
 from spec.api import StartRequest
 from spec.digest import Digest, parse_digest
+from spec.fault_points import reach
 from spec.instance import DeviceInfo, ManifestInfo
 
 
@@ -50,6 +51,7 @@ async def create(
                     undo.callback(host.capacity.clones.leave, seat)
             instance = Instance(host, _record(instance_id, plan, pool))
             await instance.journal.write(instance.record)
+            reach("start.journal")
             if seat is not None:
                 hold_seat(instance, held, seat)
         return instance, plan, held
@@ -58,13 +60,16 @@ async def create(
 def forget(host: Host, paths: InstancePaths) -> None:
     """Remove an instance's directory, and with it its claim to its artifacts (blocks)."""
     shutil.rmtree(paths.directory, ignore_errors=True)
+    reach("remove.directory")
     disclaim(host.store, paths)
+    reach("remove.claim")
 
 
 def _begin(host: Host, paths: InstancePaths, digest: Digest) -> None:
     """Keep the artifact before anything is looked for in it, whatever becomes of its names."""
     paths.directory.mkdir(mode=0o700, parents=True)
     claim(host.store, paths, [digest])
+    reach("start.directory")
     host.store.note_use(digest)
 
 

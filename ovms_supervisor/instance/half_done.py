@@ -9,7 +9,8 @@ import msgspec
 
 from ovms_supervisor.instance.instance import Instance
 from ovms_supervisor.instance.overlays import set_overlay
-from ovms_supervisor.instance.process_identity import has_open
+from ovms_supervisor.instance.process_identity import has_open, is_same
+from ovms_supervisor.instance.record import Doing, VmRecord
 from spec.errors import VmmRefused
 from spec.instance import InstanceState
 
@@ -24,7 +25,7 @@ async def finish_half_done(instance: Instance) -> None:
             case "resume" | "claim":
                 await _go_on(instance)
             case "snapshot":
-                await _give_up_snapshot(instance)
+                await _settle_snapshot(instance)
         instance.record.doing = None
         await instance.save()
 
@@ -43,11 +44,34 @@ async def _go_on(instance: Instance) -> None:
         await instance.become(InstanceState.RUNNING, "resumed on request, finished by the next daemon")
 
 
-async def _give_up_snapshot(instance: Instance) -> None:
-    """The successor, if there was one, has been killed: its pid was in no journal. The process before it goes on."""
+async def _settle_snapshot(instance: Instance) -> None:
+    """Whichever process it is now goes on: its successor, or the one before it, if there was none yet that could."""
     if instance.state is InstanceState.RUNNING:
         with suppress(VmmRefused):
             await instance.running_vm().resume()
+
+
+def take_successor(instance: Instance) -> VmRecord | None:
+    """Make the process that a snapshot was about to go on with the instance's; returns the one before, to be ended.
+
+    None if there is none: the snapshot had not come so far, or the process is gone. May be done again by a daemon that
+    finds it half done.
+    """
+    record = instance.record
+    doing, before = record.doing, record.vm
+    if doing is None or doing.successor is None or before is None:
+        return None
+    if not is_same(doing.successor.pid, doing.successor.start_ticks):
+        return None
+    if doing.overlay is not None:
+        frozen = [disk.path for disk in before.machine.disks if not disk.read_only]
+        known = record.pending_layers
+        record.pending_layers = [*known, *(path for path in frozen if path not in known)]
+    record.vm, record.image = doing.successor, None
+    record.doing = Doing(what="snapshot")
+    if not before.machine.ram.private:
+        before.machine.ram.path.unlink(missing_ok=True)
+    return before
 
 
 def settle_files(instance: Instance) -> None:
@@ -56,6 +80,8 @@ def settle_files(instance: Instance) -> None:
     doing = record.doing
     if doing is None or doing.what != "snapshot" or record.vm is None:
         return
+    if doing.overlay is None and record.generation == record.vm.generation:
+        return  # the successor's, which has taken its place
     if record.generation != record.vm.generation:
         instance.paths.ram(record.generation).unlink(missing_ok=True)
     if doing.overlay is None:

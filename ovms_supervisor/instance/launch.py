@@ -12,6 +12,7 @@ from ovms_supervisor.instance.instance import Instance
 from ovms_supervisor.instance.isolation import missing_layers
 from ovms_supervisor.instance.process_identity import start_ticks
 from ovms_supervisor.instance.record import VmRecord
+from spec.fault_points import reach
 from vmm.driver import Driver, Machine, Vm, VmmFiles
 
 
@@ -34,9 +35,11 @@ async def launch(
     isolated = await instance.host.isolation.available()
     with watch.phase("spawn"):
         vm = instance.vm = await driver.spawn(machine, files_of(instance, 0), incoming=restoring)
+        reach("start.spawned")
         # Now, while the process waits for commands: no guest runs that a later daemon would not know by its pid.
         instance.record.vm = record_of(vm, 0)
         await instance.save()
+        reach("start.recorded")
     first_look = isolated and instance.host.isolation.required  # before the guest has run at all
     with watch.phase("restore" if restoring else "boot"):
         if state_dir is not None:

@@ -26,6 +26,7 @@ from ovms_supervisor.instance import endings
 from ovms_supervisor.instance.instance import Instance
 from ovms_supervisor.instance.operations import Operations
 from spec.errors import InternalError, OvmsError
+from spec.fault_points import reach
 from spec.instance import InstanceState, is_final
 from vmm.driver import Ending, Vm
 
@@ -85,6 +86,7 @@ class Life:
         self._order = order
         try:
             await instance.become(InstanceState.STOPPING, order.cause)
+            reach("stop.journal")
         finally:
             self._beginning.cancel()
             self._operations.end()
@@ -155,6 +157,7 @@ class Life:
                 ending = await self._end_vm()
             except Exception as error:  # a process that outlives SIGKILL, or a driver that breaks its promise
                 self._failure, self._order = error, None  # it did not end as ordered
+            reach("stop.ended")
             concluded = await anyio.to_thread.run_sync(self._conclude, ending)
             if concluded.state is InstanceState.FAILED:
                 instance.error = concluded.error
@@ -164,10 +167,12 @@ class Life:
             lines = await self._last_lines()
             self._given_back = True
             await self._undo()
+            reach("stop.undone")
             instance.vm = instance.record.vm = instance.record.doing = None
             instance.record.image = None
             exit_info = endings.exit_info(ending, concluded.reason, lines)
             await instance.become(concluded.state, concluded.reason, exit=exit_info)
+            reach("stop.final")
 
     async def _end_vm(self) -> Ending | None:
         """Stop the process if there is one; a hastened stop order cuts the grace of the one before."""

@@ -13,6 +13,7 @@ from ovms_supervisor.instance import disks, shared_devices
 from ovms_supervisor.instance.holdings import hold_disks, hold_memory
 from ovms_supervisor.instance.instance import Instance
 from ovms_supervisor.instance.plan import Plan
+from spec.fault_points import reach
 from vmm.driver import DEEPEST_DISK, Disk, Machine, Ram, SharedMemory
 
 
@@ -26,6 +27,7 @@ async def materialise(instance: Instance, plan: Plan, undo: AsyncExitStack) -> M
     if plan.artifact.manifest.disk_layers and not plan.persistent_disk:
         hold_disks(instance, undo)
     ram, state_dir = await _ram(instance, plan)
+    reach("start.image")
     async with instance.console.opening() as open_file:
         return await to_thread.run_sync(_machine, instance, plan, ram, state_dir, open_file)
 

@@ -47,6 +47,8 @@ class Doing(msgspec.Struct, frozen=True, kw_only=True):
     what: Literal["pause", "resume", "snapshot", "claim"]
     overlay: Path | None = None
     """The overlay that a snapshot switches to."""
+    successor: VmRecord | None = None
+    """The process that continues the machine from its snapshot, and may run already."""
 
 
 class Record(msgspec.Struct, kw_only=True):

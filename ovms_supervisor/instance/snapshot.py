@@ -15,6 +15,7 @@ from ovms_supervisor.instance.snapshot_events import SnapshotEvents
 from ovms_supervisor.instance.storing import hold_layers, store
 from spec.api import SnapshotReply
 from spec.errors import InvalidReference
+from spec.fault_points import reach
 from spec.instance import InstanceState
 from spec.reference import Reference, parse_reference, parse_source
 
@@ -61,4 +62,6 @@ async def snapshot(life: Life, reference: Reference) -> SnapshotReply:
 async def _capture(life: Life, watch: Stopwatch, always: AsyncExitStack, undo: AsyncExitStack) -> tuple[Captured, Path]:
     captured = await Capture(life, watch).run()
     undo.push_async_callback(life.instance.host.images.discard, captured.staging)
-    return captured, await hold_layers(life.instance, captured, always)
+    layers = await hold_layers(life.instance, captured, always)
+    reach("snapshot.captured")
+    return captured, layers

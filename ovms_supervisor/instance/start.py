@@ -9,6 +9,7 @@ from ovms_supervisor.instance.launch import launch
 from ovms_supervisor.instance.life import Life
 from ovms_supervisor.instance.materialisation import materialise
 from ovms_supervisor.instance.plan import Plan
+from spec.fault_points import reach
 from spec.instance import InstanceState, StartMetrics
 
 
@@ -24,8 +25,10 @@ async def start(life: Life, plan: Plan, *, park: bool = False) -> None:
         machine = await materialise(instance, plan, life.undo)
     state_dir: Path | None = instance.image.state_dir if instance.image else None
     driver = instance.host.driver(plan.runtime.name)
+    reach("start.files")
     with plan.watch.phase("launch"):
         await launch(instance, driver, machine, state_dir, life.undo, plan.watch, resume=not park)
+    reach("start.launched")
     instance.record.start = StartMetrics(
         total_ms=plan.watch.total_ms,
         phases=plan.watch.phases_ms,
@@ -34,5 +37,7 @@ async def start(life: Life, plan: Plan, *, park: bool = False) -> None:
     )
     if park:
         await instance.become(InstanceState.PARKED, "restored, to be claimed")
+        reach("park.parked")
         return
     await instance.become(InstanceState.RUNNING, "restored from its snapshot" if state_dir else "booted")
+    reach("start.running")

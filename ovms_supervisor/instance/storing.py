@@ -30,6 +30,7 @@ from ovms_supervisor.instance.life import Life
 from ovms_supervisor.instance.snapshot_events import SnapshotEvents
 from spec.digest import Digest, parse_digest
 from spec.errors import OvmsError
+from spec.fault_points import reach
 from spec.reference import Reference
 
 _NICENESS: Final = 10
@@ -64,11 +65,13 @@ async def store(
     """
     with watch.phase("encode"):
         encoded = await _encode(captured, directory / "ramsnap", events.encoded)
+    reach("snapshot.encoded")
     with watch.phase("store"):
         digest = await run_sync(_store, life.instance, captured, directory, encoded, reference)
         await _remember(life, captured, digest)
         if captured.copy is None:
             await _build_on(life, captured, digest)
+    reach("snapshot.stored")
     if captured.layering is not None and not captured.succeeded:
         images, blob_path = life.instance.host.images, life.instance.host.store.blob_path
         await images.discard(captured.staging)
@@ -76,6 +79,7 @@ async def store(
         return digest
     with watch.phase("adopt"):
         await _keep_resident(life, captured, encoded)
+    reach("snapshot.resident")
     return digest
 
 

@@ -9,6 +9,7 @@ from ovms_supervisor.clock import Stopwatch, utc_now
 from ovms_supervisor.instance.instance import Instance
 from ovms_supervisor.instance.record import Doing
 from spec.api import StartRequest
+from spec.fault_points import reach
 from spec.instance import InstanceState, ManifestInfo, StartMetrics, TrustInfo
 
 
@@ -33,10 +34,13 @@ async def unpark(instance: Instance, request: StartRequest, trust: TrustInfo, wa
         doing=Doing(what="claim"),
     )
     with anyio.CancelScope(shield=True):
+        reach("claim.taken")
         with watch.phase("journal"):
             await instance.journal.write(claimed)
+        reach("claim.journal")
         with watch.phase("resume"):
             await instance.running_vm().resume()
+        reach("claim.resumed")
         claimed.doing = None
         claimed.start = StartMetrics(total_ms=watch.total_ms, phases=watch.phases_ms, path="claimed")
         instance.claimed(claimed)

@@ -31,6 +31,7 @@ from ovms_supervisor.roster import Roster
 from spec.api import StartRequest, WarmPool, WarmRequest
 from spec.digest import Digest
 from spec.errors import CapacityExceeded, InvalidRequest, NotFound, OvmsError
+from spec.fault_points import reach
 from spec.instance import InstanceState, TrustInfo, is_live
 from spec.reference import Reference
 from vmm.inotify import arrivals
@@ -89,6 +90,7 @@ class Pool:
             stock.change(order)
             self._retarget(stock, digest)
         await self._write()
+        reach("park.order")
         self._host.events.publish("warm.ordered", manifest=order.reference, min=order.least, max=order.most)
         self.refill.wake()
         return stock.info()

@@ -70,7 +70,7 @@ def bench(tmpfs_dir: Path) -> Bench:
 @pytest.fixture(autouse=True)
 def short_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("_CALL_LIMIT_S", "_BOOT_LIMIT_S", "_RESTORE_LIMIT_S", "_QUIT_LIMIT_S", "_TERMINATE_LIMIT_S"):
-        monkeypatch.setattr(f"vmm.cloud_hypervisor.vm.{name}", 0.3)
+        monkeypatch.setattr(f"vmm.cloud_hypervisor.vm.{name}", 1.5)  # the fake has to start within the first call
 
 
 FAULTS: list[tuple[str, type[OvmsError], str]] = [
