@@ -28,7 +28,7 @@ class AnonymousCloudHypervisor:
         self._directory.mkdir()
         path = directory / "api.sock"
         self._pid = spawn(["cloud-hypervisor", "--api-socket", f"path={path}"], directory / "log")
-        connected(path).close()
+        connected(path, self._pid).close()
         self._api = Connection(path)
         self._api.call("PUT", "/api/v1/vm.create", self._config)
         self._api.call("PUT", "/api/v1/vm.boot")
@@ -60,7 +60,7 @@ class AnonymousQemu(QemuClone):
         path = directory / "qmp.sock"
         argv = [each.replace("@DIRECTORY@", str(directory)) for each in argv]
         self._pid = spawn([*argv, "-qmp", f"unix:{path},server=on,wait=off"], directory / "log")
-        self._qmp = connected(path)
+        self._qmp = connected(path, self._pid)
         self._next("QMP")
         self.execute("qmp_capabilities")
         self.execute("migrate-set-capabilities", capabilities=[{"capability": "events", "state": True}])

@@ -31,7 +31,7 @@ class CloudHypervisorClone:
         (self._directory / "state.json").symlink_to(self._state)
         path = self._directory / "api.sock"
         self._pid = spawn([BINARY, "--api-socket", f"path={path}"], self._directory / "log")
-        self._api = connected(path)
+        self._api = connected(path, self._pid)
         body = json.dumps({"source_url": f"file://{self._directory}", "resume": True})
         self._put("vm.restore", body)
 

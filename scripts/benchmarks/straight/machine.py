@@ -44,8 +44,8 @@ def spawn(argv: list[str], log: Path) -> int:
     )
 
 
-def connected(path: Path) -> socket.socket:
-    """A connection to a socket that a process is about to make."""
+def connected(path: Path, pid: int) -> socket.socket:
+    """A connection to a socket that a process is about to make. Raises OSError, also if it ends before."""
     deadline = time.monotonic() + LIMIT_S
     while True:
         connection = socket.socket(socket.AF_UNIX)
@@ -53,7 +53,7 @@ def connected(path: Path) -> socket.socket:
             connection.connect(str(path))
         except OSError:
             connection.close()
-            if time.monotonic() > deadline:
+            if time.monotonic() > deadline or os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
                 raise
             time.sleep(LOOK_S)
         else:

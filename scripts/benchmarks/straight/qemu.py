@@ -29,7 +29,7 @@ class QemuClone:
         path = self._directory / "qmp.sock"
         argv = [each.replace("@DIRECTORY@", str(self._directory)) for each in self._argv]
         self._pid = spawn([*argv, "-qmp", f"unix:{path},server=on,wait=off"], self._directory / "log")
-        self._qmp = connected(path)
+        self._qmp = connected(path, self._pid)
         self._next("QMP")
         self.execute("qmp_capabilities")
         self.execute("migrate-set-capabilities", capabilities=[{"capability": "events", "state": True}])
