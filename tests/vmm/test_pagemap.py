@@ -15,6 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cache import huge_tmpfs
+from cache.memory_map import MemoryMap
 from spec.errors import FileMissing, InUse, MemoryNotShared, NoSpace, PermissionMissing, VmmExited
 from spec.sizes import MIB, PAGE_BYTES
 from vmm import pagemap, pagemap_scan, process_memory
@@ -106,6 +108,42 @@ def test_image_and_changed_pages_are_the_clones_memory(image: Path, pages: tuple
     complete_image(image, own, copy)
     assert copy.read_bytes() == expected
     assert image.read_bytes() == before
+
+
+@pytest.fixture
+def huge_image(tmp_path: Path) -> Iterator[Path]:
+    """8 MiB in huge pages."""
+    place = tmp_path / "huge"
+    try:
+        huge_tmpfs.mount(place)
+    except OSError as error:
+        pytest.skip(f"may not mount a tmpfs with huge pages: {error}")
+    try:
+        image = place / "image"
+        with image.open("w+b", 0) as file:
+            file.truncate(8 * MIB)
+            memory = MemoryMap(file.fileno(), 8 * MIB, writable=True)
+            memory.advise_huge(0, 8 * MIB)
+            memory.populate(0, 8 * MIB, write=True)
+            memory.close()
+            file.write(os.urandom(8 * MIB))
+        yield image
+    finally:
+        subprocess.run(["umount", str(place)], check=True, timeout=30)
+
+
+@pytest.mark.usefixtures("kernel")
+@pytest.mark.parametrize("pages", [(), (0, 511, 512, 1500), tuple(range(512, 1024))])
+def test_pages_of_a_clone_of_huge_pages_are_single_ones(huge_image: Path, pages: tuple[int, ...]) -> None:
+    copy = huge_image.with_name("copy")
+    expected = bytearray(huge_image.read_bytes())
+    for page in pages:
+        expected[page * PAGE_BYTES + 7] = 0xAA
+    with clone_of(huge_image, *pages) as pid:
+        own = capture_own_pages(pid, huge_image, copy)
+    assert sum(extent.length for extent in own) == len(pages) * PAGE_BYTES
+    complete_image(huge_image, own, copy)
+    assert copy.read_bytes() == expected
 
 
 def test_holes_stay_holes(tmpfs_dir: Path) -> None:
