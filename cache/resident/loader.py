@@ -8,6 +8,7 @@ from concurrent.futures import CancelledError as Stopped
 from functools import partial
 from pathlib import Path
 
+import structlog
 from anyio import CapacityLimiter
 
 from cache.ramsnap import BlobPath, Chain, read_chain
@@ -21,6 +22,8 @@ from cache.threads import finish_in_thread
 from spec.digest import Digest
 from spec.errors import CapacityExceeded, NoSpace
 from spec.ramsnap import RamsnapIndex, RamsnapLimits
+
+_log = structlog.get_logger(__name__)
 
 _LOADS = 4
 """At a time: they share the processors, but each one has buffers of its own."""
@@ -97,6 +100,13 @@ class Loader:
         image = (below.digest, below.directory) if below else None
         try:
             header = chain.decode(staging, below=image, limits=self._limits, stop=stop)
+            if chain.parents:
+                _log.info(
+                    "image made of layers",
+                    digest=chain.layers[-1].digest,
+                    layers=len(chain.layers),
+                    copied_bytes=below.occupied_bytes() if below else 0,
+                )
             return self._directory.publish(staging, chain.layers[-1].digest, header)
         except BaseException:
             self._directory.discard(staging)

@@ -107,7 +107,9 @@ def test_layers_are_what_the_machine_had(history: tuple[int, list[dict[int, byte
             assert header == chain.header
             assert same_content(image, snapshot.ram.parent)
             state = sum(file.size for file in header.state)
-            assert chain.image_bytes - state >= (image / "ram").stat().st_blocks * 512
+            ram = (image / "ram").read_bytes()
+            used = sum(any(ram[at : at + PAGE_BYTES]) for at in range(0, len(ram), PAGE_BYTES))
+            assert used * PAGE_BYTES <= chain.image_bytes - state <= len(ram)
             if at_hand < number:
                 below = (blobs.encoded[at_hand].digest, Path(name) / f"image-{at_hand}")
                 chain.decode(Path(name) / "copied", below=below, threads=2)
@@ -258,7 +260,7 @@ def test_a_copy_of_an_image_keeps_its_holes(blobs: Blobs, tmpfs_dir: Path) -> No
     copy_image(blobs.snapshots[2].ram, source)
     copy_image(source, tmpfs_dir / "copy", threads=3)
     assert same_content(tmpfs_dir / "copy", blobs.snapshots[2].ram)
-    assert (tmpfs_dir / "copy").stat().st_blocks == source.stat().st_blocks <= 5 * PAGE_BYTES // 512
+    assert (tmpfs_dir / "copy").stat().st_blocks == source.stat().st_blocks < blobs.memory_bytes // 512 // 2
 
 
 def test_a_copy_that_does_not_fit_is_not_left(small_tmpfs: Path, blobs: Blobs) -> None:
