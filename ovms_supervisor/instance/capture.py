@@ -32,7 +32,7 @@ from cache.ramsnap import copy_image
 from cache.threads import finish_in_thread
 from ovms_supervisor.clock import Stopwatch
 from ovms_supervisor.instance import shared_devices
-from ovms_supervisor.instance.instance import Instance
+from ovms_supervisor.instance.instance import NOT_RESUMED, Instance
 from ovms_supervisor.instance.launch import files_of, note_isolation, record_of
 from ovms_supervisor.instance.layering import Layering, layering
 from ovms_supervisor.instance.life import Life
@@ -288,7 +288,7 @@ class Capture:
         except VmmExited:
             raise  # the life of the instance is about to tell
         except OvmsError as error:
-            self._instance.degrade("snapshot.not_resumed", f"paused after a snapshot: {error.detail}")
+            self._instance.degrade(NOT_RESUMED, f"paused after a snapshot: {error.detail}")
             with suppress(WrongState):  # it is ending anyhow
                 await self._instance.become(InstanceState.PAUSED, f"it did not go on after a snapshot: {error.detail}")
             raise

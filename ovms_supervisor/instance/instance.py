@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import structlog
 
@@ -30,6 +30,9 @@ from vmm.memory_counters import MemoryCounters
 
 if TYPE_CHECKING:
     from cache.resident import ResidentImage
+
+NOT_RESUMED: Final = "snapshot.not_resumed"
+"""A degradation: it is paused only because its VMM did not let it go on after a snapshot."""
 
 _COUNTED_FOR_S = 0.25
 """So long the memory of a machine is not asked for again: some poll its status thousands of times a second."""
@@ -150,6 +153,10 @@ class Instance:
         if all(known.code != code for known in self.record.degraded):
             self.record.degraded.append(Degradation(code=code, detail=detail))
             self._log.warning("degraded", code=code, detail=detail)
+
+    def is_well_again(self, code: str) -> None:
+        """Take back what :meth:`degrade` noted."""
+        self.record.degraded = [known for known in self.record.degraded if known.code != code]
 
     async def wait_for(self, *states: InstanceState) -> InstanceState:
         """Return the state as soon as it is one of these, or final."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from anyio.to_thread import run_sync
 
 from spec.compatibility import Compatibility, RestoreTarget
-from spec.errors import InternalError, VmmExited, VmmRefused
+from spec.errors import InternalError, VmmExited, VmmGarbage, VmmRefused
 from vmm.changed_pages import ChangedPages
 from vmm.driver import Ending, Machine, MemoryUse, RuntimeName, RuntimeReport, SaveTarget, VmmFiles
 from vmm.memory_counters import MemoryCounters, memory_counters
@@ -50,7 +50,7 @@ class FakeDriver:
     saves_in_place: bool = True
     faults: dict[str, str] = field(default_factory=dict)
     """By step (``spawn``, ``boot``, ``restore``, ``pause``, ``resume``, ``save``, ``complete``, ``attach``, ``stop``):
-    ``refuse``, ``die`` or ``hang``; each strikes once, a hang until :meth:`release`."""
+    ``refuse``, ``hang up``, ``die`` or ``hang``; each strikes once, a hang until :meth:`release`."""
     guests: dict[int, Guest] = field(default_factory=dict)
     spawned: list[FakeVm] = field(default_factory=list)
     calls: list[str] = field(default_factory=list)
@@ -85,6 +85,8 @@ class FakeDriver:
         match self.faults.pop(step, None):
             case "refuse":
                 raise VmmRefused(f"{step}: the fake refuses")
+            case "hang up":
+                raise VmmGarbage(f"{step}: the fake hangs up")
             case "die" if vm is not None:
                 vm.process.signal(signal.SIGKILL)
                 raise await vm.process.exit_error(step)

@@ -71,6 +71,9 @@ class Api:
             try:
                 writer.write(request + body)
                 status, reply = await _read_reply(reader)
+            except BaseException:
+                writer.transport.abort()  # a close would wait until the peer, which may hang, has read all
+                raise
             finally:
                 writer.close()
                 with contextlib.suppress(OSError):
