@@ -117,7 +117,7 @@ async def test_what_arrived_is_resident_and_in_the_store(
     image = await images.retain(large.digest, mlock_required=True)
     assert same_content(image.ram, large.snapshot.ram)
     assert same_content(image.state_dir, large.snapshot.state)
-    assert image.locked_bytes == large.encoded.stored_bytes
+    assert image.locked_bytes >= large.encoded.stored_bytes
     assert (image.header, staged(image_dir)) == (large.header, [])
     await images.release(large.digest)
 
