@@ -15,6 +15,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from ovms_supervisor.logs.pump import Pump
 from ovms_supervisor.loop_lag import LoopLag
+from ovms_supervisor.request_figures import RequestFigures
 from spec.api import Event
 from spec.errors import InstanceNotFound
 from spec.instance import InstanceState
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from ovms_supervisor.memory_samples import MemorySamples
     from ovms_supervisor.supervisor import Supervisor
 
-_METHODS = frozenset({"GET", "HEAD", "POST", "DELETE"})
 _START_RESULTS = {
     "instance.running": "running",
     "instance.failed": "failed",
@@ -38,7 +38,6 @@ _TRANSFERS = {"pull.done": "network_bytes", "pull.failed": "", "push.done": "sen
 
 _START_BUCKETS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)
 _PAUSE_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
-_REQUEST_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1, 5, 30)
 
 
 class Metrics:
@@ -50,7 +49,6 @@ class Metrics:
         self._lag = lag
         self._resident = images
         self._log_totals = (0, 0)
-        self._of_requests: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         self._instances = Gauge("ovms_instances", "Instances by state.", ["state"], registry=registry)
@@ -95,16 +93,8 @@ class Metrics:
             ["kind"],
             registry=registry,
         )
-        self._requests = Counter(
-            "ovms_http_requests", "API requests.", ["method", "route", "status"], registry=registry
-        )
-        self._request_seconds = Histogram(
-            "ovms_http_request_duration_seconds",
-            "API requests; a stream lasts as long as it is open.",
-            ["route"],
-            buckets=_REQUEST_BUCKETS,
-            registry=registry,
-        )
+        self.requests = RequestFigures()
+        registry.register(self.requests)
         self._log_lines = Counter("ovms_log_lines", "Console lines indexed.", registry=registry)
         self._log_bytes = Counter("ovms_log_bytes", "Console bytes indexed.", registry=registry)
         self.log_lines_lost = Counter(
@@ -148,16 +138,6 @@ class Metrics:
     def observe_snapshot(self, pause_s: float) -> None:
         """A snapshot was taken."""
         self._pause_seconds.observe(pause_s)
-
-    def observe_request(self, method: str, route: str, status: int, seconds: float) -> None:
-        """A request was answered; ``route`` is the pattern, not the path."""
-        key = (method if method in _METHODS else "other", route, status)
-        figures = self._of_requests.get(key)
-        if figures is None:  # looked up once: to find a child by its labels costs more than to count
-            counter = self._requests.labels(key[0], route, str(status))
-            figures = self._of_requests[key] = (counter, self._request_seconds.labels(route))
-        figures[0].inc()
-        figures[1].observe(seconds)
 
     async def render(self, supervisor: Supervisor) -> bytes:
         """The exposition text, with everything that is only known at the moment of asking."""

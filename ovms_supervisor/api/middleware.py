@@ -59,7 +59,7 @@ async def observed(request: web.Request, handler: Handler) -> web.StreamResponse
 def _observe(request: web.Request, status: int, seconds: float) -> None:
     resource = request.match_info.route.resource
     route = resource.canonical if resource else "none"
-    request.app[CONTEXT].metrics.observe_request(request.method, route, status, seconds)
+    request.app[CONTEXT].metrics.requests.observe(request.method, route, status, seconds)
     # Those who poll would fill the log, in which an operator looks for what was changed and what went wrong.
     quiet = status < 500 and (request.method in _READS or (route in _QUIET_ROUTES and status < 400))
     level = logging.DEBUG if quiet else logging.INFO
