@@ -12,13 +12,13 @@ from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
 import structlog
-from aiohttp import web
 
 from cache.resident import ResidentImages
 from cache.store import Store
-from ovms_supervisor.api.app import create_app
 from ovms_supervisor.api.context import Context
-from ovms_supervisor.api.listen import BACKLOG, activated, listen, remove_socket
+from ovms_supervisor.api.limits import Limits
+from ovms_supervisor.api.listen import activated, listen, remove_socket
+from ovms_supervisor.api.serving import serve
 from ovms_supervisor.config import Settings
 from ovms_supervisor.config.directories import secure_directory
 from ovms_supervisor.directory_lock import locked
@@ -118,7 +118,13 @@ async def serving(settings: Settings) -> AsyncIterator[Supervisor]:
         metrics.registry.register(supervisor.pool.figures)
         counting = asyncio.create_task(metrics.count_starts(supervisor), name="count-starts")
         stack.callback(counting.cancel)
-        await _start_api(Context(supervisor=supervisor, metrics=metrics, lag=lag), listening, stack)
+        context = Context(
+            supervisor=supervisor,
+            metrics=metrics,
+            lag=lag,
+            limits=Limits(connections=settings.max_connections),
+        )
+        await serve(context, [(listening, None)], stack, last_s=_HANDLERS_S)
         yield supervisor
 
 
@@ -143,15 +149,6 @@ async def _listen(settings: Settings, stack: AsyncExitStack) -> socket.socket:
     stack.push_async_callback(asyncio.to_thread, remove_socket, settings.socket)
     stack.callback(listening.close)
     return listening
-
-
-async def _start_api(context: Context, listening: socket.socket, stack: AsyncExitStack) -> None:
-    runner = web.AppRunner(
-        create_app(context), handler_cancellation=True, shutdown_timeout=_HANDLERS_S, access_log=None
-    )
-    stack.push_async_callback(runner.cleanup)
-    await runner.setup()
-    await web.SockSite(runner, listening, backlog=BACKLOG).start()
 
 
 def _raise_descriptor_limit() -> None:

@@ -51,6 +51,7 @@ from ovms_supervisor.pushing import Pushing
 from ovms_supervisor.readiness import host_troubles
 from ovms_supervisor.residency import Residency
 from ovms_supervisor.roster import Roster
+from ovms_supervisor.start_queue import StartQueue
 from spec.api import MmioWrite, PullPolicy, SnapshotReply, StartRequest, WarmPool, WarmRequest
 from spec.digest import parse_digest
 from spec.errors import Busy, CapacityExceeded, Conflict, InstanceNotFound, InvalidReference, WrongState
@@ -99,6 +100,7 @@ class Supervisor:
         self._roster = Roster()
         self.memory = MemorySamples(self._host.capacity, self._roster)
         self.pool = Pool(self._host, self._roster, self._begin, self._forget)
+        self._starts = StartQueue(settings.max_starts)
         self.housekeeping = Housekeeping(self._host)
         self._lives: dict[str, Life] = {}
         self._snapshots: dict[str, anyio.Event] = {}
@@ -156,12 +158,13 @@ class Supervisor:
 
         Raises what is wrong with the request, the artifact or the host as far as that can be known beforehand:
         Invalid*, ArtifactNotFound, Unsupported*, IncompatibleSnapshot, ImmutableOverride, NameInUse,
-        NoUsableRuntime, CapacityExceeded. What goes wrong later makes the instance ``failed``. It starts also if the
-        caller goes away meanwhile.
+        NoUsableRuntime, CapacityExceeded, Overloaded. What goes wrong later makes the instance ``failed``. It starts
+        also if the caller goes away meanwhile.
         """
         if self._draining:
             raise Conflict("the daemon is ending and starts nothing any more", remedy="Start it on the next daemon.")
-        return await owned(self._tasks, partial(self._start, request), "start")
+        with self._starts.admitted():
+            return await owned(self._tasks, partial(self._start, request), "start")
 
     async def pull(
         self, reference: Reference, policy: PullPolicy, *, resident: bool = False, verify: bool | None = None
@@ -294,8 +297,9 @@ class Supervisor:
                     raise
 
     async def _bring_up(self, life: Life, *, plan: Plan) -> None:
-        with self.pool.traffic.start():
-            await start(life, plan)
+        async with self._starts.turn(plan.watch):
+            with self.pool.traffic.start():
+                await start(life, plan)
 
     async def _begin(self, life: Life) -> None:
         """Start the task of a life; it needs nobody else from then on."""

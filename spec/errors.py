@@ -21,7 +21,8 @@ code in ``ovms_supervisor.cli.exit_codes``, and nowhere else.
     │   │   InvalidSignature
     ├── Denied                  PermissionMissing, PolicyRejected, InvalidPolicy, NotVerified
     ├── HostLimit               the host lacks something
-    │   ├── NoSpace, MlockLimit, IsolationMissing, NoUsableRuntime, MissingTool, CapacityExceeded
+    │   ├── NoSpace, MlockLimit, IsolationMissing, NoUsableRuntime, MissingTool, CapacityExceeded,
+    │   │   Overloaded
     ├── VmmFailure              the VMM process misbehaved
     │   ├── VmmExited, VmmTimeout, VmmRefused, VmmGarbage, MemoryNotShared
     ├── RegistryError           a registry, or the way to it, failed
@@ -420,6 +421,14 @@ class CapacityExceeded(HostLimit):
     code = "host.capacity"
     title = "Not enough capacity"
     default_remedy = "Stop instances, or raise the budget in the configuration."
+
+
+class Overloaded(HostLimit):
+    """The daemon has so much to do that it takes on no more at the moment."""
+
+    code = "daemon.overloaded"
+    title = "Too much at once"
+    default_remedy = "Ask again in a few seconds, and for less at once."
 
 
 # --- the VMM -------------------------------------------------------------------------------------------------------

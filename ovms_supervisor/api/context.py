@@ -12,6 +12,7 @@ import msgspec
 import structlog
 from aiohttp import web
 
+from ovms_supervisor.api.limits import BodyRoom, Limits
 from ovms_supervisor.loop_lag import LoopLag
 from ovms_supervisor.metrics import Metrics
 from spec.errors import Conflict
@@ -112,10 +113,15 @@ class Context:
     """A streaming client that takes nothing for so long is cut off."""
     drain_s: float = 10.0
     """How long changes under way may take when the daemon stops."""
+    limits: Limits = field(default_factory=Limits)
     operations: Operations = field(default_factory=Operations)
     streams: Streams = field(default_factory=Streams)
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     """Set once: waiting ends, ``/readyz`` says no."""
+    body_room: BodyRoom = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.body_room = BodyRoom(self.limits.large_bodies_bytes)
 
 
 CONTEXT: web.AppKey[Context] = web.AppKey("context", Context)

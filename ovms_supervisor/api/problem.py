@@ -79,6 +79,11 @@ def problem_of(error: OvmsError, *, status: int, instance: str | None) -> Proble
     )
 
 
+def encoded_problem(error: OvmsError, *, status: int) -> bytes:
+    """The document of an error that belongs to no request."""
+    return msgspec.json.encode(problem_of(error, status=status, instance=None))
+
+
 def problem_response(error: Exception, request: web.BaseRequest) -> web.Response:
     """The reply to a request that failed with any exception."""
     ours = as_ovms_error(error)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TypeVar
 
 from aiohttp import web
 
+from ovms_supervisor.api.context import CONTEXT
 from spec.decoding import NotDecodable, from_json
 from spec.errors import InvalidReference, InvalidRequest
 from spec.reference import Reference, parse_reference
@@ -22,19 +25,33 @@ T = TypeVar("T")
 async def read_body(request: web.Request, kind: type[T], *, max_bytes: int = MAX_BODY_BYTES) -> T:
     """The JSON body. Any Content-Type will do: ``curl -d`` says it is a form.
 
-    Raises InvalidRequest, or HTTPRequestEntityTooLarge as soon as the body turns out to be too long.
+    Raises InvalidRequest, Overloaded, HTTPRequestTimeout, or HTTPRequestEntityTooLarge as soon as the body turns out
+    to be too long, which for one that says its length is before any of it is read.
     """
-    if (request.content_length or 0) > max_bytes:
-        raise _too_large(max_bytes, request.content_length or 0)
+    context = request.app[CONTEXT]
+    size_bytes = max_bytes if request.content_length is None else request.content_length
+    if size_bytes > max_bytes:
+        raise _too_large(max_bytes, size_bytes)
+    with context.body_room.taking(size_bytes) if size_bytes > MAX_BODY_BYTES else nullcontext():
+        try:
+            async with asyncio.timeout(context.limits.body_s):
+                body = await _read(request, max_bytes)
+        except TimeoutError:
+            raise web.HTTPRequestTimeout(text="the body of the request did not come in time") from None
+        try:
+            return from_json(body, kind)
+        except NotDecodable as error:
+            what = "" if error.is_json else "the body is not JSON: "
+            raise InvalidRequest(f"{what}{error}", path=error.path) from None
+
+
+async def _read(request: web.Request, max_bytes: int) -> bytearray:
     body = bytearray()  # not request.read(): its limit is the application's, not the endpoint's
     async for chunk in request.content.iter_any():
         body += chunk
         if len(body) > max_bytes:
             raise _too_large(max_bytes, len(body))
-    try:
-        return from_json(body, kind)
-    except NotDecodable as error:
-        raise InvalidRequest(f"{'' if error.is_json else 'the body is not JSON: '}{error}", path=error.path) from None
+    return body
 
 
 def remote_reference(text: str) -> Reference:

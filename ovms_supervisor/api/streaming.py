@@ -22,6 +22,9 @@ HEARTBEAT_S = 30.0
 _AT_ONCE_BYTES = 16 << 10
 """A quarter of what a transport takes before it lets the sender wait."""
 MAX_CLIENT_FRAME_BYTES = 1024  # clients have nothing to say but close, ping and pong
+MAX_CLIENT_MESSAGES = 16
+"""Said all the same, before the connection is closed."""
+_FRAMES_AT_ONCE = 16
 
 _log = structlog.get_logger(__name__)
 
@@ -66,7 +69,9 @@ async def stream_websocket(
 ) -> web.WebSocketResponse:
     """Text frames; the socket is closed with 1000 behind the last one."""
     context = request.app[CONTEXT]
-    socket = web.WebSocketResponse(heartbeat=HEARTBEAT_S, compress=False, max_msg_size=MAX_CLIENT_FRAME_BYTES)
+    socket = web.WebSocketResponse(
+        heartbeat=HEARTBEAT_S, autoping=False, compress=False, max_msg_size=MAX_CLIENT_FRAME_BYTES
+    )
     await socket.prepare(request)
 
     async def send_all() -> None:
@@ -96,12 +101,30 @@ async def stream_websocket(
     with context.streams.open(go_away):
         sender = asyncio.create_task(send_all())
         try:
-            async for _ in socket:
-                pass
+            await _hear(request, socket, context.stall_s)
         finally:
             sender.cancel()
             await asyncio.gather(sender, return_exceptions=True)
     return socket
+
+
+async def _hear(request: web.Request, socket: web.WebSocketResponse, stall_s: float) -> None:
+    """Answer pings until the client closes, or is closed since it talks."""
+    frames = messages = 0
+    async for message in socket:
+        frames += 1
+        if frames % _FRAMES_AT_ONCE == 0:
+            await asyncio.sleep(0)  # frames that are here already are got without a wait: others have their turn
+        if message.type is WSMsgType.PING:
+            try:
+                async with asyncio.timeout(stall_s):
+                    await socket.pong(message.data)
+            except TimeoutError:
+                _abort(request)
+        elif message.type in (WSMsgType.TEXT, WSMsgType.BINARY):
+            messages += 1
+            if messages > MAX_CLIENT_MESSAGES:
+                await socket.close(code=WSCloseCode.POLICY_VIOLATION, message=b"nothing is expected from clients")
 
 
 def _takes_at_once(request: web.Request, frames: list[bytes]) -> bool:

@@ -55,6 +55,8 @@ class Document(_Part, frozen=True, kw_only=True):
     clone_budget: Size | UnsetType = UNSET
     policy: str | UnsetType = UNSET
     verify_on_pull: bool | UnsetType = UNSET
+    max_connections: Annotated[int, Meta(ge=1, le=65536)] | UnsetType = UNSET
+    max_starts: Annotated[int, Meta(ge=1, le=65536)] | UnsetType = UNSET
     mlock: MlockPolicy | UnsetType = UNSET
     isolation: IsolationMode | UnsetType = UNSET
     log_limit: Size | UnsetType = UNSET

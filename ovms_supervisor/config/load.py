@@ -188,6 +188,8 @@ def _resolve(layers: _Layers, environ: Mapping[str, str]) -> Settings:
         socket_group=layers.take("socket_group", None),
         huge_pages=layers.take("huge_pages", defaults.huge_pages),
         store_limit_bytes=layers.size("store_limit", 0, minimum=0, share_of=_disk_bytes(layers, root), why="no limit"),
+        max_connections=layers.take("max_connections", defaults.max_connections),
+        max_starts=layers.take("max_starts", defaults.max_starts),
         mlock=layers.take("mlock", policy, policy_why),
         isolation=layers.take("isolation", defaults.isolation),
         log_limit_bytes=layers.size("log_limit", defaults.log_limit_bytes, minimum=_MIN_LOG_BYTES),

@@ -70,6 +70,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """What the store may take on disk before what nobody refers to goes, the least recently used first; 0: no limit."""
     clone_budget_bytes: int = msgspec.field(default_factory=host.memory_total_bytes)
     """What clones may have to themselves together; a start is refused before that, and before the host runs short."""
+    max_connections: int = 1024
+    """Clients of the API at a time; more are told to come back."""
+    max_starts: int = 512
+    """Starts under way at a time, those included that wait for their turn; more are told to come back."""
     mlock: MlockPolicy = "best-effort"
     """An artifact demands locked memory, the kernel refuses: ``required`` is an error, ``best-effort`` is reported as
     ``degraded``."""

@@ -3,17 +3,17 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
-from aiohttp import web
 
-from ovms_supervisor.api.app import create_app
 from ovms_supervisor.api.context import Context
+from ovms_supervisor.api.limits import Limits
 from ovms_supervisor.api.listen import listen
+from ovms_supervisor.api.serving import serve
 from ovms_supervisor.client import Client
 from ovms_supervisor.client.http import HttpPool, Reply
 from ovms_supervisor.log_setup import logging_to
@@ -62,25 +62,20 @@ async def supervisor(tmp_path: Path) -> AsyncIterator[FakeSupervisor]:
 class Daemon:
     """The real application on a real UNIX socket."""
 
-    def __init__(self, supervisor: Any, socket: Path, images: Any = None) -> None:
+    def __init__(self, supervisor: Any, socket: Path, images: Any = None, limits: Limits | None = None) -> None:
         self.lag = LoopLag()
         metrics = Metrics(self.lag, images or supervisor.images)
-        self.context = Context(supervisor=supervisor, metrics=metrics, lag=self.lag)
+        self.context = Context(supervisor=supervisor, metrics=metrics, lag=self.lag, limits=limits or Limits())
         self.context.drain_s = 2
         self.socket = socket
-        self._runner: web.AppRunner | None = None
+        self._stack = AsyncExitStack()
 
     async def start(self) -> None:
-        app = create_app(self.context)
-        self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=1, access_log=None)
-        await self._runner.setup()
         listening = await asyncio.to_thread(listen, self.socket, None)
-        await web.SockSite(self._runner, listening).start()
+        await serve(self.context, [(listening, None)], self._stack, last_s=1)
 
     async def stop(self) -> None:
-        if self._runner:
-            await self._runner.cleanup()
-            self._runner = None
+        await self._stack.aclose()
 
 
 @pytest.fixture

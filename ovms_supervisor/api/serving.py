@@ -1,0 +1,46 @@
+"""The application on its sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from contextlib import AsyncExitStack
+from ssl import SSLContext
+from typing import cast
+
+from aiohttp import web
+
+from ovms_supervisor.api.app import create_app
+from ovms_supervisor.api.context import Context
+from ovms_supervisor.api.door import Door
+from ovms_supervisor.api.listen import BACKLOG
+
+
+class _Site(web.SockSite):
+    """A listening socket with a door."""
+
+    def __init__(
+        self, runner: web.AppRunner, listening: socket.socket, door: Door, ssl_context: SSLContext | None
+    ) -> None:
+        super().__init__(runner, listening, ssl_context=ssl_context, backlog=BACKLOG)
+        self._listening = listening
+        self._door = door
+
+    async def start(self) -> None:
+        """Accept connections."""
+        await web.BaseSite.start(self)
+        self._server = await asyncio.get_running_loop().create_server(
+            self._door, sock=self._listening, ssl=self._ssl_context, backlog=self._backlog
+        )
+
+
+async def serve(
+    context: Context, sockets: list[tuple[socket.socket, SSLContext | None]], stack: AsyncExitStack, *, last_s: float
+) -> None:
+    """Serve the API until the stack is closed; then handlers get ``last_s`` seconds for their last replies."""
+    runner = web.AppRunner(create_app(context), handler_cancellation=True, shutdown_timeout=last_s)
+    stack.push_async_callback(runner.cleanup)
+    await runner.setup()
+    door = Door(cast(web.Server, runner.server), context.limits, lambda: context.lag.recent_s)
+    for listening, ssl_context in sockets:
+        await _Site(runner, listening, door, ssl_context).start()
