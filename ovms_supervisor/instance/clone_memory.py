@@ -18,8 +18,10 @@ from spec.digest import Digest
 from spec.errors import CapacityExceeded
 from spec.sizes import MIB, format_size
 
-LEAST_BYTES: Final = 8 * MIB
-"""Expected of a clone whatever was measured: a VMM's own memory, and a guest that begins to work."""
+UNKNOWN_BYTES: Final = 8 * MIB
+"""Expected of a clone as long as none of its image was looked at."""
+_MARGIN: Final = 1.25
+"""What is expected, over what was measured: the latest look may be seconds old, and no two clones are quite alike."""
 PARKED_BYTES: Final = 2 * MIB
 """Expected of a clone that is parked: it does not grow before it is claimed, and gives way to who needs memory."""
 _AVAILABLE_FOR_S: Final = 0.05
@@ -56,8 +58,8 @@ class _Kin:
     @property
     def expected_bytes(self) -> int:
         """What one of them is expected to come to."""
-        living = self.peak_bytes // self.sampled if self.sampled else 0
-        return max(LEAST_BYTES, living, int(self.ended_bytes))
+        living = self.peak_bytes / self.sampled if self.sampled else 0.0
+        return int(_MARGIN * max(living, self.ended_bytes)) or UNKNOWN_BYTES
 
     @property
     def growth_bytes(self) -> int:
@@ -178,7 +180,7 @@ class CloneMemory:
     def expected_bytes(self, image: Digest) -> int:
         """What one clone of an image is expected to come to."""
         known = self._images.get(image)
-        return known.expected_bytes if known else LEAST_BYTES
+        return known.expected_bytes if known else UNKNOWN_BYTES
 
     def figures(self) -> CloneFigures:
         """The sums of now."""

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from cache.available_memory import memory_available_bytes
 from ovms_supervisor.config.host import meminfo
 from ovms_supervisor.instance import clone_memory
-from ovms_supervisor.instance.clone_memory import LEAST_BYTES, CloneMemory, Seat
+from ovms_supervisor.instance.clone_memory import UNKNOWN_BYTES, CloneMemory, Seat
 from ovms_supervisor.supervisor import Supervisor
 from spec.digest import digest_of
 from spec.errors import CapacityExceeded
@@ -30,38 +30,39 @@ def count(*, budget_bytes: int = 1 << 50, available_bytes: int = 1 << 50, reserv
 
 def test_one_more_is_expected_to_come_to_what_the_others_came_to() -> None:
     clones = count()
-    assert clones.expected_bytes(ONE) == LEAST_BYTES
+    assert clones.expected_bytes(ONE) == UNKNOWN_BYTES
     seats = [clones.admit(ONE) for _ in range(3)]
-    assert clones.figures().growth_bytes == 3 * LEAST_BYTES
+    assert clones.figures().growth_bytes == 3 * UNKNOWN_BYTES
     clones.note(seats[0], 100 * MIB)
     clones.note(seats[1], 50 * MIB)
     clones.note(seats[1], 40 * MIB)
-    assert clones.expected_bytes(ONE) == 75 * MIB  # of those that were looked at, what they came to at most
-    assert clones.expected_bytes(OTHER) == LEAST_BYTES
+    expected = clones.expected_bytes(ONE)  # of those that were looked at, what they came to at most, and a margin
+    assert 75 * MIB < expected < 100 * MIB
+    assert clones.expected_bytes(OTHER) == UNKNOWN_BYTES
     figures = clones.figures()
     assert (figures.clones, figures.private_bytes) == (3, 140 * MIB)
-    assert figures.growth_bytes == 3 * 75 * MIB - 140 * MIB
+    assert figures.growth_bytes == 3 * expected - 140 * MIB
     for seat in seats:
         clones.leave(seat)
         clones.leave(seat)
     assert clones.figures().clones == clones.figures().private_bytes == clones.figures().growth_bytes == 0
-    assert 50 * MIB <= clones.expected_bytes(ONE) <= 100 * MIB  # and the next ones are expected to be like them
+    assert 50 * MIB <= clones.expected_bytes(ONE) <= 125 * MIB  # and the next ones are expected to be like them
     clones.note(seats[0], GIB)
     assert clones.figures().private_bytes == 0
 
 
 def test_the_budget_of_clones() -> None:
-    clones = count(budget_bytes=3 * LEAST_BYTES)
+    clones = count(budget_bytes=3 * UNKNOWN_BYTES)
     seats = [clones.admit(ONE) for _ in range(3)]
     with pytest.raises(CapacityExceeded, match="budget") as caught:
         clones.admit(OTHER)
     assert caught.value.code == "host.capacity"
     assert "clone_budget" in caught.value.remedy
     assert caught.value.fields == {
-        "needed_bytes": LEAST_BYTES,
+        "needed_bytes": UNKNOWN_BYTES,
         "private_bytes": 0,
-        "growth_bytes": 3 * LEAST_BYTES,
-        "budget_bytes": 3 * LEAST_BYTES,
+        "growth_bytes": 3 * UNKNOWN_BYTES,
+        "budget_bytes": 3 * UNKNOWN_BYTES,
         "clones": 3,
     }
     clones.leave(seats.pop())
@@ -72,28 +73,36 @@ def test_what_the_host_has_available(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(clone_memory, "_AVAILABLE_FOR_S", 0)
     clones = count(available_bytes=GIB, reserve_bytes=GIB // 2)
     seat = clones.admit(ONE)
-    clones.note(seat, 200 * MIB)
-    clones.admit(ONE)  # 200 MiB more are expected of it
+    clones.note(seat, 100 * MIB)
+    clones.admit(ONE)  # 125 MiB are expected of it, and 25 more of the first
     with pytest.raises(CapacityExceeded, match="can be given away") as caught:
-        clones.admit(ONE, promised_bytes=200 * MIB)
+        clones.admit(ONE, promised_bytes=300 * MIB)
     assert caught.value.fields["available_bytes"] == GIB // 2
-    assert caught.value.fields["growth_bytes"] == 200 * MIB
+    assert caught.value.fields["growth_bytes"] == 150 * MIB
+    clones.admit(ONE)
     clones.admit(ONE)
     with pytest.raises(CapacityExceeded):
         clones.admit(ONE)
 
 
+def test_thousands_of_small_clones_are_not_refused_for_what_they_never_take() -> None:
+    clones = count(available_bytes=16 * GIB)
+    for _ in range(5000):
+        clones.note(clones.admit(ONE), 2 * MIB)
+    assert clones.figures().growth_bytes < 3 * GIB
+
+
 def test_a_parked_clone_grows_when_it_is_claimed() -> None:
-    clones = count(available_bytes=5 * LEAST_BYTES)
+    clones = count(available_bytes=5 * UNKNOWN_BYTES)
     parked = [clones.admit(ONE, parked=True) for _ in range(15)]
     for seat in parked:
         clones.note(seat, MIB)
     assert clones.figures().growth_bytes == 0
-    assert clones.expected_bytes(ONE) == LEAST_BYTES, "they say nothing about those that work"
+    assert clones.expected_bytes(ONE) == UNKNOWN_BYTES, "they say nothing about those that work"
     for seat in parked[:5]:
         clones.unpark(seat)
         clones.unpark(seat)
-    assert clones.figures().growth_bytes == 5 * (LEAST_BYTES - MIB)
+    assert clones.figures().growth_bytes == 5 * (UNKNOWN_BYTES - MIB)
     with pytest.raises(CapacityExceeded):
         clones.unpark(parked[5])
     assert parked[5].parked
@@ -124,7 +133,7 @@ def test_sums_are_those_of_the_seats(steps: list[tuple[str, int, int]]) -> None:
         assert (kin.parked, kin.parked_bytes) == (len(of_kin), sum(seat.private_bytes for seat in of_kin))
     for image in (ONE, OTHER):
         peaks = [seat.peak_bytes for seat in seats if seat.image == image and seat.peak_bytes]
-        assert clones.expected_bytes(image) >= max(LEAST_BYTES, sum(peaks) // len(peaks) if peaks else 0)
+        assert clones.expected_bytes(image) >= (sum(peaks) // len(peaks) if peaks else 1)
 
 
 def test_few_images_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,7 +144,7 @@ def test_few_images_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
         clones.leave(clones.admit(digest_of(str(number).encode())))
     assert len(clones._images) == 4
     clones.note(kept, GIB)
-    assert clones.expected_bytes(ONE) == GIB
+    assert clones.expected_bytes(ONE) > GIB
 
 
 def test_available_memory_is_the_kernels() -> None:
@@ -143,7 +152,7 @@ def test_available_memory_is_the_kernels() -> None:
 
 
 async def test_a_clone_too_many_is_refused_and_room_is_made_by_an_end(site: Site) -> None:
-    async with site.daemon(clone_budget_bytes=2 * LEAST_BYTES) as supervisor:
+    async with site.daemon(clone_budget_bytes=2 * UNKNOWN_BYTES) as supervisor:
         await supervisor.snapshot(await start(supervisor, "guest:plain"), "warm")
         clones = [await start(supervisor, "guest:warm") for _ in range(2)]
         listed = len(supervisor.instances())
