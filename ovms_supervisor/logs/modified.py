@@ -28,6 +28,8 @@ class ModifiedFiles:
         if self._fd < 0:
             raise _last_error()
         self._callbacks: dict[int, Callable[[], None]] = {}
+        self._watches: dict[Callable[[], None], int] = {}
+        """The other way round: with thousands of files nobody looks through all of them to take one back."""
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._fd, self._on_readable)
 
@@ -36,12 +38,12 @@ class ModifiedFiles:
         watch = _libc.inotify_add_watch(self._fd, os.fsencode(path), ctypes.c_uint32(_IN_MODIFY | _IN_ONESHOT))
         if watch < 0:
             raise _last_error(path)
-        self._callbacks[watch] = callback
+        self._callbacks[watch], self._watches[callback] = callback, watch
 
     def disarm(self, callback: Callable[[], None]) -> None:
         """Take back what was asked for with this callback."""
-        for watch in [watch for watch, owner in self._callbacks.items() if owner == callback]:
-            del self._callbacks[watch]
+        watch = self._watches.pop(callback, None)
+        if watch is not None and self._callbacks.pop(watch, None) is not None:
             _libc.inotify_rm_watch(self._fd, watch)
 
     def close(self) -> None:
@@ -51,11 +53,13 @@ class ModifiedFiles:
             os.close(self._fd)
             self._fd = -1
             self._callbacks.clear()
+            self._watches.clear()
 
     def _on_readable(self) -> None:
         data = os.read(self._fd, 64 << 10)
         for watch, mask, _, _ in _EVENT.iter_unpack(data):
             if mask & _IN_MODIFY and (callback := self._callbacks.pop(watch, None)):
+                self._watches.pop(callback, None)
                 callback()
 
 
