@@ -12,7 +12,7 @@ import pytest
 from ovms_supervisor.config.settings import KeptWarm
 from ovms_supervisor.instance import Instance, journal
 from ovms_supervisor.instance.capacity import Reservation
-from ovms_supervisor.instance.clone_memory import UNKNOWN_BYTES, PARKED_BYTES
+from ovms_supervisor.instance.clone_memory import PARKED_BYTES, UNKNOWN_BYTES
 from ovms_supervisor.instance.record import Doing
 from ovms_supervisor.supervisor import Supervisor
 from spec.api import StartRequest, WarmPool, WarmRequest
