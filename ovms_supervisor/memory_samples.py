@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 import anyio
+import structlog
 
 from cache.available_memory import memory_available_bytes, memory_installed_bytes
 from ovms_supervisor.config import Settings
@@ -18,6 +19,8 @@ from ovms_supervisor.instance.instance import Instance
 from ovms_supervisor.roster import Roster
 from spec.errors import OvmsError
 from spec.instance import MemoryMetrics, is_live
+
+_log = structlog.get_logger(__name__)
 
 _TICK_S: Final = 1.0
 _TICKS_A_ROUND: Final = 10
@@ -47,11 +50,14 @@ class MemorySamples:
         self._at_once = 0
 
     async def run(self) -> None:
-        """Look, until cancelled."""
+        """Look, until cancelled. What goes wrong once is in the log, and no reason to look no more."""
         while True:
             await anyio.sleep(_TICK_S)
-            self.tick()
-            await self._capacity.refresh()
+            try:
+                self.tick()
+                await self._capacity.refresh()
+            except Exception:
+                _log.exception("memory not looked at")
 
     def tick(self) -> None:
         """Look at the next few machines."""

@@ -183,6 +183,23 @@ async def test_all_machines_are_looked_at_a_few_at_a_time(site: Site, monkeypatc
         assert sorted(looked) == sorted(each.id for each in supervisor.instances())
 
 
+async def test_a_look_that_fails_is_not_the_last_one(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ovms_supervisor.memory_samples._TICK_S", 0.01)
+    async with site.daemon() as supervisor:
+        await start(supervisor, "guest:plain")
+        looks = asyncio.Queue[int]()
+
+        def fail() -> None:
+            looks.put_nowait(1)
+            raise OSError(5, "Input/output error")
+
+        monkeypatch.setattr(supervisor.memory, "tick", fail)
+        async with asyncio.timeout(20):
+            for _ in range(3):
+                await looks.get()
+        assert (await start(supervisor, "guest:plain")).state is InstanceState.RUNNING
+
+
 async def test_samples_of_real_processes_are_summed(site: Site) -> None:
     async with site.daemon() as supervisor:
         await supervisor.snapshot(await start(supervisor, "guest:plain"), "warm")
