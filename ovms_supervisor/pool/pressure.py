@@ -30,19 +30,29 @@ def shortage(reserve_bytes: int, tmpfs: Path) -> str | None:
     return None
 
 
+def watch_memory() -> int:
+    """A descriptor on which the kernel reports stalls by POLLPRI. Raises OSError on one without PSI."""
+    fd = os.open(_PSI, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        os.write(fd, _STALL)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
 class StallTrigger:
     """Calls back, in the event loop, when the kernel says that tasks wait for memory; silent on kernels without PSI.
 
     The kernel reports by POLLPRI, which event loops don't listen for: an epoll of its own makes it readable.
     """
 
-    def __init__(self, callback: Callable[[], None], path: Path = _PSI) -> None:
+    def __init__(self, callback: Callable[[], None], watch: Callable[[], int] = watch_memory) -> None:
         self._callback = callback
         self._fd = -1
         self._epoll: select.epoll | None = None
         with suppress(OSError):
-            self._fd = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-            os.write(self._fd, _STALL)
+            self._fd = watch()
             self._epoll = select.epoll()
             self._epoll.register(self._fd, select.EPOLLPRI)
             asyncio.get_running_loop().add_reader(self._epoll.fileno(), self._on_stall)
