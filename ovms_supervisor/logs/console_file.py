@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from cache.statfs import is_tmpfs
 from ovms_supervisor.logs.holes import punch_head
 from ovms_supervisor.logs.line_index import LineIndex
 from ovms_supervisor.logs.splitter import content, offsets, split
@@ -20,6 +21,7 @@ from ovms_supervisor.logs.splitter import content, offsets, split
 PASS_BYTES = 64 << 10
 """What one pass reads at most: some hundred microseconds of work, also for a flood of empty lines."""
 
+_AT_ONCE_BYTES = 16 << 10
 _RECENT_LINES = 1024
 _KEEP_OF_LIMIT = 0.75  # dropping a quarter at a time makes it rare
 
@@ -52,6 +54,7 @@ class ConsoleFile:
         self._lock = threading.Lock()
         self._index = LineIndex(index_path)
         self._fd = -1
+        self._in_memory = False
         self._consumed = 0
         self._last_ts_ns = 0
         self.can_punch = True
@@ -72,6 +75,7 @@ class ConsoleFile:
         with self._lock:
             self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o640)
             try:
+                self._in_memory = is_tmpfs(self._path.parent)
                 self._index.open()
                 self._consumed = self._index.end
                 if self._index.next > self._index.first:
@@ -88,6 +92,21 @@ class ConsoleFile:
         """Index up to PASS_BYTES of what is new. Raises OSError; then the same bytes are read by the next pass."""
         with self._lock:
             return self._advance(at_end=False) if self._fd >= 0 else Pass()
+
+    def advance_at_once(self) -> Pass | None:
+        """The same in the event loop, if that takes microseconds; None if it is the business of a thread.
+
+        So it is unless the files are in memory, little is new, and nobody else is at it.
+        """
+        if not self._in_memory or not self._lock.acquire(blocking=False):
+            return None
+        try:
+            if self._fd < 0:
+                return Pass()
+            few = os.fstat(self._fd).st_size - self._consumed <= _AT_ONCE_BYTES
+            return self._advance(at_end=False) if few else None
+        finally:
+            self._lock.release()
 
     def catch_up(self, *, at_end: bool = False) -> list[Pass]:
         """Index all that is there now; ``at_end``: nothing more will come, so an unfinished last line counts."""
