@@ -292,8 +292,8 @@ class Supervisor:
         while True:
             try:
                 return await work()
-            except CapacityExceeded:
-                if not await self.pool.give_way():
+            except CapacityExceeded as refused:
+                if not await self.pool.give_way(refused):
                     raise
 
     async def _bring_up(self, life: Life, *, plan: Plan) -> None:

@@ -23,7 +23,7 @@ from ovms_supervisor.pool.figures import PoolFigures
 from ovms_supervisor.pool.fit import misfit
 from ovms_supervisor.pool.names import Names, listed_source
 from ovms_supervisor.pool.orders import Order
-from ovms_supervisor.pool.pressure import StallTrigger
+from ovms_supervisor.pool.pressure import StallTrigger, lacking_bytes
 from ovms_supervisor.pool.refill import Refill
 from ovms_supervisor.pool.stock import Stock
 from ovms_supervisor.pool.traffic import Traffic
@@ -228,9 +228,9 @@ class Pool:
         await self._forget(instance)
         self.refill.wake()
 
-    async def give_way(self) -> bool:
-        """A start finds no memory: end some clones, and return when they are gone. False if there was none."""
-        return await self.refill.give_way()
+    async def give_way(self, refused: CapacityExceeded) -> bool:
+        """A start finds no memory: end some clones, and return when they are gone. False if that would not help."""
+        return await self.refill.give_way(lacking_bytes(refused))
 
     # --- inside ----------------------------------------------------------------------------------------------------
 

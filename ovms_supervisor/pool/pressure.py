@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from ovms_supervisor.config.host import meminfo
+from spec.errors import CapacityExceeded
 from spec.sizes import format_size
 
 _PSI: Final = Path("/proc/pressure/memory")
@@ -28,6 +29,15 @@ def shortage(reserve_bytes: int, tmpfs: Path) -> str | None:
     if free < reserve_bytes // 4:
         return f"{format_size(free)} are free on {tmpfs}, {format_size(reserve_bytes // 4)} are kept in reserve"
     return None
+
+
+def lacking_bytes(refused: CapacityExceeded) -> int:
+    """How much more memory a start would need than there is, by the figures of its refusal."""
+    figures = {name: value for name, value in refused.fields.items() if isinstance(value, int)}
+    wanted = sum(figures.get(name, 0) for name in ("needed_bytes", "growth_bytes", "promised_bytes"))
+    if "budget_bytes" in figures:
+        return wanted + figures.get("private_bytes", 0) - figures["budget_bytes"]
+    return wanted - figures.get("available_bytes", figures.get("free_bytes", 0))
 
 
 def watch_memory() -> int:

@@ -115,8 +115,13 @@ class Refill:
         if life.instance.state is InstanceState.PARKED:  # else we are told of its end, or have been
             stock.put(life)
 
-    async def give_way(self) -> bool:
-        """Memory is short: end some clones, and return when they are gone. False if there was none."""
+    async def give_way(self, lacking_bytes: int = 0) -> bool:
+        """Memory is short: end some clones, and return when they are gone.
+
+        False if there was none, or all of them together have not what is lacking: that would be for nothing.
+        """
+        if sum(stock.private_bytes() for stock in self._stocks.values()) < lacking_bytes:
+            return False
         lives: list[Life] = []
         for stock in self._stocks.values():
             lives += stock.take_oldest(-(-stock.parked // _SHARE_GIVEN_UP))

@@ -9,6 +9,7 @@ from typing import Final
 import anyio
 
 from ovms_supervisor.instance import Instance, Life
+from ovms_supervisor.instance.clone_memory import PARKED_BYTES
 from ovms_supervisor.pool.demand import Demand
 from ovms_supervisor.pool.orders import Order
 from spec.api import WarmPool
@@ -43,6 +44,11 @@ class Stock:
     def parked(self) -> int:
         """How many clones can be claimed."""
         return len(self._parked)
+
+    def private_bytes(self) -> int:
+        """What the parked clones take, by the latest samples, where there are any."""
+        seats = [life.instance.seat for life in self._parked]
+        return sum((seat.private_bytes if seat else 0) or PARKED_BYTES for seat in seats)
 
     def wanted(self) -> int:
         """How many there should be now."""

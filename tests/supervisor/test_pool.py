@@ -12,7 +12,7 @@ import pytest
 from ovms_supervisor.config.settings import KeptWarm
 from ovms_supervisor.instance import Instance, journal
 from ovms_supervisor.instance.capacity import Reservation
-from ovms_supervisor.instance.clone_memory import PARKED_BYTES, UNKNOWN_BYTES
+from ovms_supervisor.instance.clone_memory import LEAST_BYTES
 from ovms_supervisor.instance.record import Doing
 from ovms_supervisor.supervisor import Supervisor
 from spec.api import StartRequest, WarmPool, WarmRequest
@@ -26,7 +26,8 @@ from spec.errors import (
     WrongState,
 )
 from spec.instance import InstanceState
-from tests.supervisor.conftest import Site, start
+from spec.sizes import MIB
+from tests.supervisor.conftest import GUEST_MEMORY, Site, start
 from tests.supervisor.test_adoption import edit, kill, leaving
 
 RUNNING, PARKED, FAILED = InstanceState.RUNNING, InstanceState.PARKED, InstanceState.FAILED
@@ -327,7 +328,7 @@ async def test_a_start_that_finds_no_memory_is_given_that_of_clones(site: Site) 
         reserve = capacity._figures
 
         def figures(promised: tuple[Reservation, ...], growth_bytes: int) -> tuple[int, int]:
-            return (0 if clones(supervisor) else 1 << 40), reserve(promised, growth_bytes)[1]
+            return (GUEST_MEMORY - MIB if clones(supervisor) else 1 << 40), reserve(promised, growth_bytes)[1]
 
         capacity._figures = figures  # type: ignore[method-assign]
         instance = await start(supervisor, "guest:plain")
@@ -382,13 +383,26 @@ async def test_demand_lets_the_pool_grow(site: Site) -> None:
 
 
 async def test_a_claim_that_has_no_room_to_grow_is_given_that_of_other_clones(site: Site) -> None:
-    async with site.daemon(clone_budget_bytes=UNKNOWN_BYTES + PARKED_BYTES) as supervisor:
+    async with site.daemon(clone_budget_bytes=LEAST_BYTES + MIB) as supervisor:
         await warm_artifact(supervisor)
         await parked(supervisor, 2)
         supervisor.pool.refill.shortage = lambda: "enough is enough"
+        for clone in clones(supervisor):
+            assert clone.seat is not None
+            supervisor._host.capacity.clones.note(clone.seat, 2 * MIB)
         instance = await start(supervisor, "guest:warm")
-        assert instance.state is RUNNING
+        assert instance.record.start is not None
+        assert instance.record.start.path == "claimed"
+        assert clones(supervisor) == []
         with pytest.raises(CapacityExceeded):
             await start(supervisor, "guest:warm")
-        assert clones(supervisor) == []
         assert await site.leaks(supervisor.instances()) == []
+
+
+async def test_clones_do_not_give_way_for_nothing(site: Site) -> None:
+    async with site.daemon() as supervisor:
+        await warm_artifact(supervisor)
+        await parked(supervisor, 2)
+        with pytest.raises(CapacityExceeded):
+            await start(supervisor, "guest:plain", memory="1T")
+        assert len(clones(supervisor)) == 2
