@@ -12,7 +12,7 @@ import pytest
 from ovms_supervisor.config.settings import KeptWarm
 from ovms_supervisor.instance import Instance, journal
 from ovms_supervisor.instance.capacity import Reservation
-from ovms_supervisor.instance.clone_memory import LEAST_BYTES
+from ovms_supervisor.instance.clone_memory import UNKNOWN_BYTES
 from ovms_supervisor.instance.record import Doing
 from ovms_supervisor.supervisor import Supervisor
 from spec.api import StartRequest, WarmPool, WarmRequest
@@ -383,7 +383,7 @@ async def test_demand_lets_the_pool_grow(site: Site) -> None:
 
 
 async def test_a_claim_that_has_no_room_to_grow_is_given_that_of_other_clones(site: Site) -> None:
-    async with site.daemon(clone_budget_bytes=LEAST_BYTES + MIB) as supervisor:
+    async with site.daemon(clone_budget_bytes=UNKNOWN_BYTES + MIB) as supervisor:
         await warm_artifact(supervisor)
         await parked(supervisor, 2)
         supervisor.pool.refill.shortage = lambda: "enough is enough"
