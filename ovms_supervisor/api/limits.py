@@ -15,7 +15,7 @@ class Limits:
 
     connections: int = 1024
     """More are told to come back, but for those that ask for ``/healthz``."""
-    turned_away: int = 128
+    turned_away: int = 1024
     """Connections above that number which are being told so; still more are closed without a word."""
     line_bytes: int = 8190
     """Of a request line, and of each line of a head."""

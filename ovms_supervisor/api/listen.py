@@ -17,7 +17,7 @@ MAX_PATH_BYTES = 107
 """unix(7): sun_path has 108 bytes, one of which is the closing NUL."""
 
 _FIRST_ACTIVATED_FD = 3
-BACKLOG = 1024
+BACKLOG = 4096
 
 
 def activated(environ: Mapping[str, str]) -> socket.socket | None:
