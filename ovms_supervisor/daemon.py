@@ -18,6 +18,7 @@ from cache.store import Store
 from ovms_supervisor.api.context import Context
 from ovms_supervisor.api.limits import Limits
 from ovms_supervisor.api.listen import activated, listen, remove_socket
+from ovms_supervisor.api.roles import Roles
 from ovms_supervisor.api.serving import serve
 from ovms_supervisor.config import Settings
 from ovms_supervisor.config.directories import secure_directory
@@ -83,6 +84,7 @@ async def serving(settings: Settings) -> AsyncIterator[Supervisor]:
     """A daemon for as long as the context lasts, without signals and service manager."""
     async with AsyncExitStack() as stack:
         await asyncio.to_thread(_prepare, settings)
+        roles = Roles.of(settings.operators, settings.readers)
         # Socket and locks first: who finds another daemon there must not touch anything of that one's.
         listening = await _listen(settings, stack)
         if settings.huge_pages:
@@ -122,6 +124,7 @@ async def serving(settings: Settings) -> AsyncIterator[Supervisor]:
             supervisor=supervisor,
             metrics=metrics,
             lag=lag,
+            roles=roles,
             limits=Limits(connections=settings.max_connections),
         )
         await serve(context, [(listening, None)], stack, last_s=_HANDLERS_S)

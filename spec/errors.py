@@ -19,7 +19,8 @@ code in ``ovms_supervisor.cli.exit_codes``, and nowhere else.
     ├── Corrupt                 bytes that are not what they claim to be
     │   ├── DigestMismatch, SizeMismatch, CorruptRamsnap, CorruptStore, UnsafeArchive, UnsafeDisk,
     │   │   InvalidSignature
-    ├── Denied                  PermissionMissing, PolicyRejected, InvalidPolicy, NotVerified
+    ├── Denied                  PermissionMissing, NotPermitted, NotAuthenticated, PolicyRejected, InvalidPolicy,
+    │   │   NotVerified
     ├── HostLimit               the host lacks something
     │   ├── NoSpace, MlockLimit, IsolationMissing, NoUsableRuntime, MissingTool, CapacityExceeded,
     │   │   Overloaded
@@ -337,6 +338,22 @@ class PermissionMissing(Denied):
 
     code = "permission.missing"
     title = "Permission denied"
+
+
+class NotPermitted(Denied):
+    """The role of the caller does not allow it."""
+
+    code = "role.not_permitted"
+    title = "Not permitted"
+    default_remedy = "Ask who runs the daemon to name you in roles.operators."
+
+
+class NotAuthenticated(Denied):
+    """A caller from elsewhere that has not shown who it is."""
+
+    code = "caller.not_authenticated"
+    title = "Not authenticated"
+    default_remedy = "Give the token of the daemon (Authorization: Bearer …), or a client certificate that it accepts."
 
 
 class PolicyRejected(Denied):

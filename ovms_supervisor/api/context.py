@@ -13,6 +13,7 @@ import structlog
 from aiohttp import web
 
 from ovms_supervisor.api.limits import BodyRoom, Limits
+from ovms_supervisor.api.roles import Roles
 from ovms_supervisor.loop_lag import LoopLag
 from ovms_supervisor.metrics import Metrics
 from spec.errors import Conflict
@@ -113,6 +114,7 @@ class Context:
     """A streaming client that takes nothing for so long is cut off."""
     drain_s: float = 10.0
     """How long changes under way may take when the daemon stops."""
+    roles: Roles = field(default_factory=Roles)
     limits: Limits = field(default_factory=Limits)
     operations: Operations = field(default_factory=Operations)
     streams: Streams = field(default_factory=Streams)

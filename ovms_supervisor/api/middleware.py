@@ -16,8 +16,10 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 from structlog.contextvars import bind_contextvars
 
+from ovms_supervisor.api.caller import caller_of
 from ovms_supervisor.api.context import CONTEXT
 from ovms_supervisor.api.problem import problem_response
+from spec.errors import NotPermitted
 
 REQUEST_ID = web.RequestKey("request_id", str)
 
@@ -46,6 +48,8 @@ async def observed(request: web.Request, handler: Handler) -> web.StreamResponse
     began = time.perf_counter()
     status = 499  # what nginx says of a client that went away
     try:
+        if request.method not in _READS:
+            _check_role(request)
         response = await handler(request)
         status = response.status
     except Exception as error:
@@ -56,6 +60,12 @@ async def observed(request: web.Request, handler: Handler) -> web.StreamResponse
     return response
 
 
+def _check_role(request: web.Request) -> None:
+    roles = request.app[CONTEXT].roles
+    if roles.given and not roles.may_change(caller_of(request)):
+        raise NotPermitted(f"{request.method} {request.path[:80]} changes something, and this caller may only look")
+
+
 def _observe(request: web.Request, status: int, seconds: float) -> None:
     resource = request.match_info.route.resource
     route = resource.canonical if resource else "none"
@@ -64,7 +74,9 @@ def _observe(request: web.Request, status: int, seconds: float) -> None:
     quiet = status < 500 and (request.method in _READS or (route in _QUIET_ROUTES and status < 400))
     level = logging.DEBUG if quiet else logging.INFO
     if _level.isEnabledFor(level):
-        _log.log(level, "request", method=request.method, path=request.path, status=status, ms=round(seconds * 1000, 2))
+        caller = {} if request.method in _READS else caller_of(request).described
+        ms = round(seconds * 1000, 2)
+        _log.log(level, "request", method=request.method, path=request.path, status=status, ms=ms, **caller)
 
 
 async def name_reply(request: web.Request, response: web.StreamResponse) -> None:

@@ -25,6 +25,7 @@ _STATUS: dict[type[OvmsError], HTTPStatus] = {
     errors.Conflict: HTTPStatus.CONFLICT,
     errors.Corrupt: HTTPStatus.UNPROCESSABLE_ENTITY,
     errors.Denied: HTTPStatus.FORBIDDEN,
+    errors.NotAuthenticated: HTTPStatus.UNAUTHORIZED,
     errors.HostLimit: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.NoSpace: HTTPStatus.INSUFFICIENT_STORAGE,
     errors.VmmFailure: HTTPStatus.BAD_GATEWAY,
@@ -95,6 +96,8 @@ def problem_response(error: Exception, request: web.BaseRequest) -> web.Response
             headers["Allow"] = ", ".join(sorted(error.allowed_methods))
     if status == HTTPStatus.SERVICE_UNAVAILABLE:
         headers["Retry-After"] = str(RETRY_AFTER_S)
+    if status == HTTPStatus.UNAUTHORIZED:
+        headers["WWW-Authenticate"] = 'Bearer realm="ovms"'
     problem = problem_of(ours, status=status, instance=request.path)
     try:
         # Fields may hold a path or another object that errors were raised with.

@@ -41,6 +41,13 @@ class Registries(_Part, frozen=True, kw_only=True):
     ca_file: str | UnsetType = UNSET
 
 
+class Roles(_Part, frozen=True, kw_only=True):
+    """``[roles]``: users by name or number, groups with ``@`` before it; as text, with commas between them."""
+
+    operators: list[str | int] | str | UnsetType = UNSET
+    readers: list[str | int] | str | UnsetType = UNSET
+
+
 class Document(_Part, frozen=True, kw_only=True):
     """ovms.toml; what is not set comes from elsewhere."""
 
@@ -69,6 +76,7 @@ class Document(_Part, frozen=True, kw_only=True):
     warm_reserve: Size | UnsetType = UNSET
     memory: Size | UnsetType = UNSET
     cpus: Annotated[int, Meta(ge=1, le=255)] | UnsetType = UNSET
+    roles: Roles | UnsetType = UNSET
     registries: Registries | UnsetType = UNSET
     runtimes: Runtimes | UnsetType = UNSET
 

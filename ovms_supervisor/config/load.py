@@ -190,6 +190,8 @@ def _resolve(layers: _Layers, environ: Mapping[str, str]) -> Settings:
         store_limit_bytes=layers.size("store_limit", 0, minimum=0, share_of=_disk_bytes(layers, root), why="no limit"),
         max_connections=layers.take("max_connections", defaults.max_connections),
         max_starts=layers.take("max_starts", defaults.max_starts),
+        operators=_names(layers, "roles.operators"),
+        readers=_names(layers, "roles.readers") or (),
         mlock=layers.take("mlock", policy, policy_why),
         isolation=layers.take("isolation", defaults.isolation),
         log_limit_bytes=layers.size("log_limit", defaults.log_limit_bytes, minimum=_MIN_LOG_BYTES),
@@ -223,6 +225,18 @@ def _hosts(layers: _Layers, key: str) -> tuple[str, ...]:
             raise layers.error(key, f"{host_name[:100]!r} is not NAME or NAME:PORT")
     layers.values[key] = hosts
     return tuple(hosts)
+
+
+def _names(layers: _Layers, key: str) -> tuple[str, ...] | None:
+    """Users and groups, as a list or with commas between them; None if not set."""
+    given = layers.take(key, None)
+    if given is None:
+        return None
+    names = [str(each).strip() for each in (given.split(",") if isinstance(given, str) else given)]
+    if not all(names):
+        raise layers.error(key, "a name is empty")
+    layers.values[key] = names
+    return tuple(names)
 
 
 def _optional_path(layers: _Layers, key: str, why: str = "") -> Path | None:

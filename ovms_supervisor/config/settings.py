@@ -74,6 +74,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Clients of the API at a time; more are told to come back."""
     max_starts: int = 512
     """Starts under way at a time, those included that wait for their turn; more are told to come back."""
+    operators: tuple[str, ...] | None = None
+    """Who may change things (see ``api.roles``); None: whoever can use the socket and is no reader."""
+    readers: tuple[str, ...] = ()
+    """Who may only look."""
     mlock: MlockPolicy = "best-effort"
     """An artifact demands locked memory, the kernel refuses: ``required`` is an error, ``best-effort`` is reported as
     ``degraded``."""
