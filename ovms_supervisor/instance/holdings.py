@@ -69,7 +69,7 @@ async def _end_vm(instance: Instance) -> None:
 
 
 def _tidy(paths: InstancePaths) -> None:
-    for entry in paths.directory.iterdir():
+    for entry in paths.directory.iterdir() if paths.directory.exists() else ():  # somebody may have removed it
         if entry in paths.kept:
             continue
         if entry.is_dir() and not entry.is_symlink():

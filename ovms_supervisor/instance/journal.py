@@ -53,7 +53,11 @@ def read(path: Path) -> Record:
 def _replace_in_memory(path: Path, data: bytes) -> None:
     new = path.with_suffix(".new")
     try:
-        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        except FileNotFoundError:
+            _restore_directory(path)
+            fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
             write_all(fd, data, 0)
         finally:
@@ -67,6 +71,7 @@ def _replace(path: Path, data: bytes) -> None:
     _look_at_the_file_system(path)
     new = path.with_suffix(".new")
     try:
+        _restore_directory(path)
         with new.open("wb") as file:
             file.write(data)
             file.flush()
@@ -74,6 +79,11 @@ def _replace(path: Path, data: bytes) -> None:
         new.replace(path)
     except OSError as error:
         raise _explained(path, error) from error
+
+
+def _restore_directory(path: Path) -> None:
+    """Somebody may have removed it from under a machine, which the next daemon would end if no journal told of it."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
 def _look_at_the_file_system(path: Path) -> None:

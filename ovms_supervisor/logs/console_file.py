@@ -24,6 +24,8 @@ PASS_BYTES = 64 << 10
 _AT_ONCE_BYTES = 16 << 10
 _RECENT_LINES = 1024
 _KEEP_OF_LIMIT = 0.75  # dropping a quarter at a time makes it rare
+_BACKLOG_LIMITS = 4
+"""How many times the limit may wait to be indexed: a guest may print faster, or for days while no daemon runs."""
 
 
 class RawLine(NamedTuple):
@@ -59,6 +61,8 @@ class ConsoleFile:
         self._last_ts_ns = 0
         self.can_punch = True
         """False once the file system turned out to have no holes: then the log is not bounded."""
+        self.removed = False
+        """True once somebody removed the file. Whoever has it open goes on writing to it, and it stays bounded."""
 
     @property
     def first(self) -> int:
@@ -69,6 +73,12 @@ class ConsoleFile:
     def next(self) -> int:
         """The number that the next line will have."""
         return self._index.next
+
+    @property
+    def same_file(self) -> Path | None:
+        """A path of the open file, whatever has become of its name."""
+        fd = self._fd
+        return Path(f"/proc/self/fd/{fd}") if fd >= 0 else None
 
     def open(self) -> None:
         """Open or make both files and go on where the index ends. Raises OSError."""
@@ -131,11 +141,14 @@ class ConsoleFile:
             self._fd = -1
 
     def _advance(self, *, at_end: bool) -> Pass:
-        size = os.fstat(self._fd).st_size
+        status = os.fstat(self._fd)
+        size, self.removed = status.st_size, not status.st_nlink
         if size < self._consumed:
             # Somebody truncated the file: what was indexed is gone, what comes is new.
             self._index.drop_before(self._index.next)
             self._consumed = 0
+        if self.can_punch and size - self._consumed > _BACKLOG_LIMITS * self._limit_bytes:
+            self._skip(size - self._limit_bytes // 2)
         data = os.pread(self._fd, PASS_BYTES, self._consumed)
         whole = self._consumed + len(data) >= size
         lengths = split(data, at_end=at_end and whole)
@@ -156,6 +169,24 @@ class ConsoleFile:
             ]
         return Pass(more=not whole, lines=len(lengths), size_bytes=self._consumed - base, recent=recent)
 
+    def _skip(self, offset: int) -> None:
+        """Drop everything before the first line that begins after ``offset``, unread: one number stands for it."""
+        before = self._index.first
+        try:
+            self._index.drop_before(self._index.next)
+            punch_head(self._fd, offset)
+        except OSError as error:
+            self._cannot_punch(error, before)
+            return
+        self._consumed = offset + os.pread(self._fd, PASS_BYTES, offset).find(b"\n") + 1
+        self._index.skip_one()
+
+    def _cannot_punch(self, error: OSError, first: int) -> None:
+        if error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS):
+            raise error
+        self._index.first = first
+        self.can_punch = False
+
     def _bound(self) -> None:
         before = self._index.first
         if not self.can_punch or self._index.keep_within(self._limit_bytes) == before:
@@ -167,7 +198,4 @@ class ConsoleFile:
             self._index.drop_before(first)
             punch_head(self._fd, offset)
         except OSError as error:
-            if error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS):
-                raise
-            self._index.first = before
-            self.can_punch = False
+            self._cannot_punch(error, before)

@@ -43,6 +43,12 @@ class ConsoleLog:
         """Why the log is not what it should be, if so: not bounded, or not readable beyond what is indexed."""
         if self._trouble is not None:
             return Degradation(code="logs.not_indexed", detail=f"new console lines cannot be read: {self._trouble}")
+        if self.file.removed:
+            return Degradation(
+                code="logs.removed",
+                detail=f"{self.path} was removed: its lines cannot be read any more, "
+                "and a restarted daemon may not be able to take the machine over",
+            )
         if not self.file.can_punch:
             return Degradation(
                 code="logs.unbounded",

@@ -87,6 +87,11 @@ class LineIndex:
         self.first = first
         punch_head(self._fd, (first - 1) * RECORD.size)
 
+    def skip_one(self) -> None:
+        """Give a number to what was never seen line by line: like all before it, it counts as dropped."""
+        self.next += 1
+        self.first = self.next
+
     def keep_within(self, limit_bytes: int) -> int:
         """The first line to keep, so that the lines and their records together take at most ``limit_bytes``.
 

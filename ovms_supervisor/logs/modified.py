@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 _IN_MODIFY = 0x00000002
+_IN_ATTRIB = 0x00000004
 _IN_ONESHOT = 0x80000000
 _EVENT = struct.Struct("iIII")  # watch, mask, cookie, length of the name (none for a watched file)
 
@@ -21,7 +22,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class ModifiedFiles:
-    """Calls back, in the event loop, once after a file that was armed is written to."""
+    """Calls back, in the event loop, once after a file that was armed is written to, or loses its name."""
 
     def __init__(self) -> None:
         self._fd = _libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -35,7 +36,8 @@ class ModifiedFiles:
 
     def arm(self, path: Path, callback: Callable[[], None]) -> None:
         """Ask for the next write to a file; asking again before it happened changes nothing. Raises OSError."""
-        watch = _libc.inotify_add_watch(self._fd, os.fsencode(path), ctypes.c_uint32(_IN_MODIFY | _IN_ONESHOT))
+        mask = ctypes.c_uint32(_IN_MODIFY | _IN_ATTRIB | _IN_ONESHOT)
+        watch = _libc.inotify_add_watch(self._fd, os.fsencode(path), mask)
         if watch < 0:
             raise _last_error(path)
         self._callbacks[watch], self._watches[callback] = callback, watch
@@ -58,7 +60,7 @@ class ModifiedFiles:
     def _on_readable(self) -> None:
         data = os.read(self._fd, 64 << 10)
         for watch, mask, _, _ in _EVENT.iter_unpack(data):
-            if mask & _IN_MODIFY and (callback := self._callbacks.pop(watch, None)):
+            if mask & (_IN_MODIFY | _IN_ATTRIB) and (callback := self._callbacks.pop(watch, None)):
                 self._watches.pop(callback, None)
                 callback()
 

@@ -130,7 +130,7 @@ class Pump:
         if self._modified is None:
             return
         try:
-            self._modified.arm(log.path, log.on_written)
+            self._modified.arm(log.file.same_file or log.path, log.on_written)
         except OSError as error:
             if error.errno != errno.ENOENT:  # a removed directory has nothing more to say
                 self._settle(log, error)

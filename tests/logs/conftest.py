@@ -16,6 +16,10 @@ class Guest:
         self.path = path
         self._file = path.open("ab", buffering=0)
 
+    @property
+    def descriptor(self) -> int:
+        return self._file.fileno()
+
     def prints(self, data: bytes) -> None:
         self._file.write(data)
 

@@ -295,3 +295,48 @@ async def test_totals_count_lines_and_bytes(log: ConsoleLog, guest: Guest) -> No
 async def test_window_is_the_default(log: ConsoleLog) -> None:
     async with log.cursor(Window()) as cursor:
         assert await cursor.next_batch() == []
+
+
+async def test_what_was_printed_faster_than_it_is_read_is_dropped_unread(tmp_path: Path, guest: Guest) -> None:
+    """As after days without a daemon, or of a guest that floods its console: the disk use is bounded at once."""
+    log = ConsoleLog(tmp_path / "console.log", tmp_path / "console.index", limit_bytes=256 << 10)
+    guest.prints(b"first\n")
+    await log.open()
+    assert texts(await collect(log)) == ["first"]
+    await log.close(None)
+    guest.prints(b"".join(b"%08d of very many\n" % number for number in range(100_000)))
+    log = ConsoleLog(tmp_path / "console.log", tmp_path / "console.index", limit_bytes=256 << 10)
+    await log.open()
+    items = await collect(log)
+    assert allocated(log.path) + allocated(log.index_path) <= (256 << 10) + 4 * 4096
+    gap, lines = items[0], texts(items)
+    assert isinstance(gap, LogGap)
+    assert gap.seq == 1
+    assert gap.lost >= 2
+    assert [int(line[:8]) for line in lines] == list(range(100_000 - len(lines), 100_000))
+    assert len(lines) > 1000
+    await log.close(None)
+    log = ConsoleLog(tmp_path / "console.log", tmp_path / "console.index", limit_bytes=256 << 10)
+    await log.open()
+    guest.prints(b"last\n")
+    assert texts(await collect(log)) == [*lines, "last"]
+    await log.close("stopped")
+
+
+async def test_a_log_that_is_removed_stays_bounded_and_says_so(log: ConsoleLog, guest: Guest) -> None:
+    guest.prints(b"before\n")
+    await log.catch_up()
+    log.path.unlink()
+    log.index_path.unlink()
+    async with asyncio.timeout(10):
+        while log.degraded is None:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    assert log.degraded.code == "logs.removed"
+    printed = 0
+    async with asyncio.timeout(20):
+        for _ in range(8):
+            guest.prints(b"0123456789abcde\n" * 8192)
+            printed += 8192
+            while log.file.next <= printed + 1:  # noqa: ASYNC110 - the pump follows a file without a name, too
+                await asyncio.sleep(0.01)
+    assert os.fstat(guest.descriptor).st_blocks * 512 <= (256 << 10) + 4 * 4096

@@ -120,8 +120,11 @@ RESTORING = ("getfd", "migrate-set-capabilities", "migrate-incoming")
 @pytest.mark.parametrize("command", [*RESTORING, "cont", "stop", "xen-save-devices-state", "human-monitor-command"])
 @pytest.mark.parametrize(("fault", "error", "message"), FAULTS, ids=[fault[:12] for fault, _, _ in FAULTS])
 async def test_each_fault_in_each_call_is_told_and_leaves_nothing(
-    bench: Bench, command: str, fault: str, error: type[OvmsError], message: str
+    bench: Bench, command: str, fault: str, error: type[OvmsError], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if error is not VmmTimeout:
+        for name in ("_CALL_LIMIT_S", "_LOAD_LIMIT_S"):
+            monkeypatch.setattr(f"vmm.qemu.vm.{name}", 20.0)  # no limit is to be reached, however busy the host
     vm = await bench.spawn({command: fault}, private=command in RESTORING)
     with pytest.raises(error, match=message.format(command=command)):
         await act(bench, vm, command)
