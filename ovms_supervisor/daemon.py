@@ -18,6 +18,7 @@ from cache.store import Store
 from ovms_supervisor.api.context import Context
 from ovms_supervisor.api.limits import Limits
 from ovms_supervisor.api.listen import activated, listen, remove_socket
+from ovms_supervisor.api.remote import listen_remotely
 from ovms_supervisor.api.roles import Roles
 from ovms_supervisor.api.serving import serve
 from ovms_supervisor.config import Settings
@@ -87,6 +88,10 @@ async def serving(settings: Settings) -> AsyncIterator[Supervisor]:
         roles = Roles.of(settings.operators, settings.readers)
         # Socket and locks first: who finds another daemon there must not touch anything of that one's.
         listening = await _listen(settings, stack)
+        remote = None
+        if settings.listen is not None:
+            remote = await asyncio.to_thread(listen_remotely, settings.listen)
+            stack.callback(remote.listening.close)
         if settings.huge_pages:
             stack.push_async_callback(asyncio.to_thread, unmount_images, settings.image_dir)  # after the locks in it
         locks = (*Layout.of(settings).locks, settings.image_dir / IMAGES_LOCK)
@@ -125,9 +130,10 @@ async def serving(settings: Settings) -> AsyncIterator[Supervisor]:
             metrics=metrics,
             lag=lag,
             roles=roles,
+            remote=remote,
             limits=Limits(connections=settings.max_connections),
         )
-        await serve(context, [(listening, None)], stack, last_s=_HANDLERS_S)
+        await serve(context, listening, stack, last_s=_HANDLERS_S)
         yield supervisor
 
 

@@ -13,6 +13,7 @@ import structlog
 from aiohttp import web
 
 from ovms_supervisor.api.limits import BodyRoom, Limits
+from ovms_supervisor.api.remote import Remote
 from ovms_supervisor.api.roles import Roles
 from ovms_supervisor.loop_lag import LoopLag
 from ovms_supervisor.metrics import Metrics
@@ -114,6 +115,7 @@ class Context:
     """A streaming client that takes nothing for so long is cut off."""
     drain_s: float = 10.0
     """How long changes under way may take when the daemon stops."""
+    remote: Remote | None = None
     roles: Roles = field(default_factory=Roles)
     limits: Limits = field(default_factory=Limits)
     operations: Operations = field(default_factory=Operations)

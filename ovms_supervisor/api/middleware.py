@@ -48,6 +48,7 @@ async def observed(request: web.Request, handler: Handler) -> web.StreamResponse
     began = time.perf_counter()
     status = 499  # what nginx says of a client that went away
     try:
+        _check_caller(request)
         if request.method not in _READS:
             _check_role(request)
         response = await handler(request)
@@ -58,6 +59,12 @@ async def observed(request: web.Request, handler: Handler) -> web.StreamResponse
     finally:
         _observe(request, status, time.perf_counter() - began)
     return response
+
+
+def _check_caller(request: web.Request) -> None:
+    remote = request.app[CONTEXT].remote
+    if remote is not None and request.transport is not None and request.transport.get_extra_info("sslcontext"):
+        remote.authenticate(request)
 
 
 def _check_role(request: web.Request) -> None:

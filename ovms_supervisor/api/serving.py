@@ -15,14 +15,16 @@ from ovms_supervisor.api.context import Context
 from ovms_supervisor.api.door import Door
 from ovms_supervisor.api.listen import BACKLOG
 
+_HANDSHAKE_S = 10.0
+
 
 class _Site(web.SockSite):
     """A listening socket with a door."""
 
     def __init__(
-        self, runner: web.AppRunner, listening: socket.socket, door: Door, ssl_context: SSLContext | None
+        self, runner: web.AppRunner, listening: socket.socket, door: Door, tls: SSLContext | None = None
     ) -> None:
-        super().__init__(runner, listening, ssl_context=ssl_context, backlog=BACKLOG)
+        super().__init__(runner, listening, ssl_context=tls, backlog=BACKLOG)
         self._listening = listening
         self._door = door
 
@@ -30,17 +32,20 @@ class _Site(web.SockSite):
         """Accept connections."""
         await web.BaseSite.start(self)
         self._server = await asyncio.get_running_loop().create_server(
-            self._door, sock=self._listening, ssl=self._ssl_context, backlog=self._backlog
+            self._door,
+            sock=self._listening,
+            ssl=self._ssl_context,
+            ssl_handshake_timeout=_HANDSHAKE_S if self._ssl_context else None,
+            backlog=self._backlog,
         )
 
 
-async def serve(
-    context: Context, sockets: list[tuple[socket.socket, SSLContext | None]], stack: AsyncExitStack, *, last_s: float
-) -> None:
+async def serve(context: Context, listening: socket.socket, stack: AsyncExitStack, *, last_s: float) -> None:
     """Serve the API until the stack is closed; then handlers get ``last_s`` seconds for their last replies."""
     runner = web.AppRunner(create_app(context), handler_cancellation=True, shutdown_timeout=last_s)
     stack.push_async_callback(runner.cleanup)
     await runner.setup()
     door = Door(cast(web.Server, runner.server), context.limits, lambda: context.lag.recent_s)
-    for listening, ssl_context in sockets:
-        await _Site(runner, listening, door, ssl_context).start()
+    await _Site(runner, listening, door).start()
+    if context.remote is not None:
+        await _Site(runner, context.remote.listening, door, context.remote.tls).start()

@@ -48,6 +48,16 @@ class Roles(_Part, frozen=True, kw_only=True):
     readers: list[str | int] | str | UnsetType = UNSET
 
 
+class Listen(_Part, frozen=True, kw_only=True):
+    """``[listen]``."""
+
+    address: str | UnsetType = UNSET
+    cert: str | UnsetType = UNSET
+    key: str | UnsetType = UNSET
+    client_ca: str | UnsetType = UNSET
+    token_file: str | UnsetType = UNSET
+
+
 class Document(_Part, frozen=True, kw_only=True):
     """ovms.toml; what is not set comes from elsewhere."""
 
@@ -76,6 +86,7 @@ class Document(_Part, frozen=True, kw_only=True):
     warm_reserve: Size | UnsetType = UNSET
     memory: Size | UnsetType = UNSET
     cpus: Annotated[int, Meta(ge=1, le=255)] | UnsetType = UNSET
+    listen: Listen | UnsetType = UNSET
     roles: Roles | UnsetType = UNSET
     registries: Registries | UnsetType = UNSET
     runtimes: Runtimes | UnsetType = UNSET

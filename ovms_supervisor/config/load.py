@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from ovms_supervisor.config import directories, document, host
-from ovms_supervisor.config.settings import DEFAULT_IMAGE_SHARE, DEFAULT_WARM_RESERVE_SHARE, KeptWarm, Settings
+from ovms_supervisor.config.settings import DEFAULT_IMAGE_SHARE, DEFAULT_WARM_RESERVE_SHARE, KeptWarm, Listen, Settings
 from spec.errors import FileMissing, InvalidConfig, InvalidReference, InvalidSize, PermissionMissing
 from spec.reference import PathSource, Reference, Source, is_registry_host, parse_source
 from spec.sizes import KIB, MIB, parse_size
@@ -190,6 +190,7 @@ def _resolve(layers: _Layers, environ: Mapping[str, str]) -> Settings:
         store_limit_bytes=layers.size("store_limit", 0, minimum=0, share_of=_disk_bytes(layers, root), why="no limit"),
         max_connections=layers.take("max_connections", defaults.max_connections),
         max_starts=layers.take("max_starts", defaults.max_starts),
+        listen=_listen(layers),
         operators=_names(layers, "roles.operators"),
         readers=_names(layers, "roles.readers") or (),
         mlock=layers.take("mlock", policy, policy_why),
@@ -225,6 +226,12 @@ def _hosts(layers: _Layers, key: str) -> tuple[str, ...]:
             raise layers.error(key, f"{host_name[:100]!r} is not NAME or NAME:PORT")
     layers.values[key] = hosts
     return tuple(hosts)
+
+
+def _listen(layers: _Layers) -> Listen | None:
+    address = layers.take("listen.address", None)
+    files = {name: _optional_path(layers, f"listen.{name}") for name in ("cert", "key", "client_ca", "token_file")}
+    return None if address is None else Listen(address=address, **files)
 
 
 def _names(layers: _Layers, key: str) -> tuple[str, ...] | None:

@@ -45,6 +45,21 @@ class KeptWarm(msgspec.Struct, frozen=True, kw_only=True):
         return f"{self.reference}={self.least}" + (f"..{self.most}" if self.most != self.least else "")
 
 
+class Listen(msgspec.Struct, frozen=True, kw_only=True):
+    """A TCP address to listen on besides the socket (see ``api.remote``)."""
+
+    address: str
+    """``HOST:PORT``."""
+    cert: Path | None = None
+    """The daemon's certificate chain, PEM."""
+    key: Path | None = None
+    """Its key, PEM, mode 0600."""
+    client_ca: Path | None = None
+    """The authorities whose client certificates are accepted, PEM."""
+    token_file: Path | None = None
+    """A token that is accepted as ``Authorization: Bearer``, mode 0600."""
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """What the daemon and the commands go by. Made by :func:`ovms_supervisor.config.load`."""
 
@@ -74,6 +89,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Clients of the API at a time; more are told to come back."""
     max_starts: int = 512
     """Starts under way at a time, those included that wait for their turn; more are told to come back."""
+    listen: Listen | None = None
+    """None: nothing but the socket."""
     operators: tuple[str, ...] | None = None
     """Who may change things (see ``api.roles``); None: whoever can use the socket and is no reader."""
     readers: tuple[str, ...] = ()

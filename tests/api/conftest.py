@@ -72,7 +72,7 @@ class Daemon:
 
     async def start(self) -> None:
         listening = await asyncio.to_thread(listen, self.socket, None)
-        await serve(self.context, [(listening, None)], self._stack, last_s=1)
+        await serve(self.context, listening, self._stack, last_s=1)
 
     async def stop(self) -> None:
         await self._stack.aclose()
