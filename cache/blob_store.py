@@ -158,3 +158,8 @@ class BlobStore:
         """Give up what an owner has claimed, if anything."""
         with self._locked():
             self._claims.drop(owner)
+
+    def disclaim_for_the_dead(self) -> None:
+        """Give up what owners that are gone have claimed; a damaged claim stays. Raises HostLimit and its kinds."""
+        with self._locked(), host_errors(self._claims_dir):
+            self._claims.drop_dead()

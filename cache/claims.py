@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -59,14 +60,17 @@ class Claims:
         """Give up what an owner has claimed, if anything. Raises OSError."""
         self._path(owner).unlink(missing_ok=True)
 
+    def drop_dead(self) -> None:
+        """Give up what owners that are gone have claimed. A claim that can't be read is left alone. Raises OSError."""
+        for path in sorted(self._directory.iterdir()):
+            with suppress(CorruptStore):
+                _drop_if_dead(path)
+
     def everywhere(self) -> set[Digest]:
         """All that is claimed; a claim whose owner is gone is removed. Raises CorruptStore, OSError."""
         claimed: set[Digest] = set()
         for path in sorted(self._directory.iterdir()):
-            claim = _read(path)
-            if claim is None or _is_gone(Path(claim.witness)):
-                path.unlink(missing_ok=True)
-            else:
+            if (claim := _drop_if_dead(path)) is not None:
                 claimed.update(Digest(each) for each in claim.digests if is_digest(each))
         return claimed
 
@@ -74,6 +78,15 @@ class Claims:
         if not _OWNER.fullmatch(owner):
             raise InternalError(f"{owner!r} can own no claim")
         return self._directory / f"{owner}.json"
+
+
+def _drop_if_dead(path: Path) -> _Claim | None:
+    """The claim, unless its owner is gone: then it is removed."""
+    claim = _read(path)
+    if claim is not None and not _is_gone(Path(claim.witness)):
+        return claim
+    path.unlink(missing_ok=True)
+    return None
 
 
 def _read(path: Path) -> _Claim | None:

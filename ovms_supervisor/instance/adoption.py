@@ -115,7 +115,7 @@ def _scan(host: Host) -> _Scan:
             unreadable.add(directory.name)
     boot = boot_id()
     known = {
-        vm.pid
+        (vm.pid, vm.start_ticks)
         for each in records
         if each.boot_id == boot and each.state in _WITH_VMM
         for vm in (each.vm, each.doing.successor if each.doing else None)
@@ -123,9 +123,11 @@ def _scan(host: Host) -> _Scan:
     }
     strays: dict[int, int] = {}
     for pid, instance_id in processes_of(host.layout.instances).items():
-        if pid not in known and instance_id not in unreadable:
-            with suppress(VmmExited):
-                strays[pid] = start_ticks(pid)
+        if instance_id in unreadable:
+            continue
+        with suppress(VmmExited):
+            if (pid, ticks := start_ticks(pid)) not in known:
+                strays[pid] = ticks
     return _Scan(sorted(records, key=lambda record: record.created_at), troubles, strays, boot)
 
 
@@ -138,6 +140,10 @@ def _sweep(host: Host, known: set[str], keep_strangers: bool) -> None:
         for directory in parent.iterdir() if parent.exists() else ():
             if directory.name not in known:
                 shutil.rmtree(directory, ignore_errors=True)
+    try:
+        host.store.disclaim_for_the_dead()
+    except OvmsError:
+        _log.exception("what machines that are gone have claimed is kept until something is pruned")
 
 
 async def _kill(pid: int, ticks: int) -> None:

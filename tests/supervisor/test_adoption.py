@@ -332,3 +332,18 @@ async def test_journals_survive_the_round_trip(site: Site) -> None:
         record = instance.record
         assert decode(encode(record)) == record
         assert isinstance(await asyncio.to_thread(journal.read, instance.paths.journal), Record)
+
+
+async def test_a_stray_that_has_got_the_pid_of_a_machine(site: Site) -> None:
+    """What a journal knows is a process that was started at a certain time, not a number."""
+    async with leaving(site) as supervisor:
+        instance = await start(supervisor)
+        vm = site.vm(instance)
+        record = instance.record.vm
+    assert record is not None
+    other = msgspec.structs.replace(record, start_ticks=record.start_ticks - 1)
+    await asyncio.to_thread(edit, site, instance, vm=other)
+    async with leaving(site) as supervisor:
+        assert await ended(only(supervisor)) is FAILED
+        assert await asyncio.to_thread(site.processes) == {}
+    assert vm.pid not in await asyncio.to_thread(site.processes)

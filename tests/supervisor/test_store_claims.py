@@ -88,3 +88,16 @@ async def test_a_claim_that_cannot_be_read_stops_the_collection(site: Site) -> N
     claim.write_bytes(b"")  # what a power cut makes of a claim of a machine, which it has ended too
     assert await asyncio.to_thread(forget_names_and_collect, site)
     assert not claim.exists()
+
+
+async def test_what_was_claimed_for_a_machine_that_never_came_to_be(site: Site) -> None:
+    """Daemons that died between a claim and the first record, and between the removal of a directory and its claim."""
+    store, layout = Store(site.directory / "root"), Layout.of(site.settings())
+    await asyncio.to_thread(store.create)
+    digest = (await asyncio.to_thread(store.list))[0].digest
+    unborn, removed = (layout.of_instance(name).directory for name in ("unborn", "removed"))
+    unborn.mkdir(parents=True)
+    for directory in (unborn, removed):
+        await asyncio.to_thread(store.claim, f"instance-{directory.name}", directory, [digest])
+    async with site.daemon():
+        assert await site.leaks([]) == []
