@@ -26,6 +26,7 @@ from cache.store import Store
 from cache.unreferenced import Garbage, StoreParts, bury, destroy, unneeded
 from spec.digest import Digest
 from spec.errors import CorruptStore, NoSpace
+from spec.fault_points import reach
 
 GRACE_S: Final = 24 * 3600.0
 """How long what an interrupted pull has brought waits for the next one."""
@@ -102,7 +103,10 @@ class _Collection:
             spare = [each for each in self.garbage if each.what not in lost]
             destroy(parts, bury(parts, spare))
             self._unlist(parts)
-        return bury(parts, self.garbage)
+        reach("prune.unlisted")
+        graves = bury(parts, self.garbage)
+        reach("prune.buried")
+        return graves
 
     def _unlist(self, parts: StoreParts) -> None:
         for digest in self.unlist:

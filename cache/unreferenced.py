@@ -16,6 +16,7 @@ from cache.reachability import Needed, needed_by
 from cache.temp_area import TempArea
 from spec.digest import Digest, is_digest
 from spec.errors import CorruptStore
+from spec.fault_points import reach
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +90,7 @@ def destroy(parts: StoreParts, graves: Iterable[Path]) -> None:
     """Free the space. Takes as long as the file system takes to free large files, so nobody should have to wait."""
     for grave in graves:
         parts.temp.destroy(grave)
+        reach("prune.destroyed")
 
 
 def is_referred_to(parts: StoreParts, digests: Iterable[Digest], roots: Iterable[Digest]) -> set[Digest]:

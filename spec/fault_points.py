@@ -43,8 +43,10 @@ SNAPSHOT: Final = (
 REMOVE: Final = ("remove.directory", "remove.claim")
 PULL: Final = ("pull.documents", "pull.blob", "pull.listed")
 PARK: Final = ("park.order", "park.parked")
+LOAD: Final = ("load.decoded", "load.published")
+PRUNE: Final = ("prune.unlisted", "prune.buried", "prune.destroyed")
 
-NAMES: Final = frozenset((*START, *CLAIM, *STOP, *SNAPSHOT, *REMOVE, *PULL, *PARK))
+NAMES: Final = frozenset((*START, *CLAIM, *STOP, *SNAPSHOT, *REMOVE, *PULL, *PARK, *LOAD, *PRUNE))
 
 
 def _armed() -> tuple[str, int]:

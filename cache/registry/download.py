@@ -30,6 +30,7 @@ from spec.errors import (
     RegistryUnreachable,
     SizeMismatch,
 )
+from spec.fault_points import reach
 from spec.oci import Descriptor
 
 T = TypeVar("T")
@@ -100,6 +101,7 @@ class Download:
             await self._settle(lambda: self._give_up(spoilt=False))
             raise
         self._tell("done", self._blob.size)
+        reach("pull.blob")
         return Fetched(self._network_bytes, resumed)
 
     # --- who does it --------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from cache.resident.shelf import Shelf
 from cache.threads import finish_in_thread
 from spec.digest import Digest
 from spec.errors import CapacityExceeded, NoSpace
+from spec.fault_points import reach
 from spec.ramsnap import RamsnapIndex, RamsnapLimits
 
 _log = structlog.get_logger(__name__)
@@ -107,10 +108,13 @@ class Loader:
                     layers=len(chain.layers),
                     copied_bytes=below.occupied_bytes() if below else 0,
                 )
-            return self._directory.publish(staging, chain.layers[-1].digest, header)
+            reach("load.decoded")
+            published = self._directory.publish(staging, chain.layers[-1].digest, header)
+            reach("load.published")
         except BaseException:
             self._directory.discard(staging)
             raise
+        return published
 
     async def _make_room(self, digest: Digest, promise: Promise, load: Load | None) -> None:
         """Evict the least recently used images until the promise can be kept; then it counts. One load at a time."""

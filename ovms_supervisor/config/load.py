@@ -12,6 +12,7 @@ import msgspec
 
 from ovms_supervisor.config import directories, document, host
 from ovms_supervisor.config.settings import DEFAULT_IMAGE_SHARE, DEFAULT_WARM_RESERVE_SHARE, KeptWarm, Listen, Settings
+from spec import fault_points
 from spec.errors import FileMissing, InvalidConfig, InvalidReference, InvalidSize, PermissionMissing
 from spec.reference import PathSource, Reference, Source, is_registry_host, parse_source
 from spec.sizes import KIB, MIB, parse_size
@@ -20,7 +21,7 @@ MAX_SOCKET_PATH_BYTES = 107
 """unix(7): sun_path has 108 bytes, one of which is the closing NUL."""
 _MIN_MEMORY_BYTES = MIB
 _MIN_LOG_BYTES = 64 * KIB
-_NOT_A_SETTING = frozenset({"OVMS_CONFIG"})
+_NOT_A_SETTING = frozenset({"OVMS_CONFIG", fault_points.VARIABLE})
 
 
 @dataclass(frozen=True, slots=True)
