@@ -11,14 +11,16 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import StringIO
 from logging.handlers import QueueHandler, QueueListener
 from typing import TextIO
 
 import structlog
-from structlog.typing import EventDict, Processor
+from structlog.typing import EventDict, ExcInfo, Processor
 
 from ovms_supervisor.config.settings import LogFormat, LogLevel
 from ovms_supervisor.log_file import LogFile
+from ovms_supervisor.terminal import neutral, neutral_line
 
 _PAUSE_S = 0.02
 _WAITING_LINES = 10_000  # then lines are lost rather than the daemon held up
@@ -146,5 +148,19 @@ def _last(log_format: LogFormat, stream: TextIO) -> list[Processor]:
             structlog.processors.ExceptionRenderer(tracebacks),
             structlog.processors.JSONRenderer(default=str, ensure_ascii=False),
         ]
-    plain = structlog.dev.plain_traceback
-    return [*processors, structlog.dev.ConsoleRenderer(colors=stream.isatty(), exception_formatter=plain)]
+    renderer = structlog.dev.ConsoleRenderer(colors=stream.isatty(), exception_formatter=_harmless_traceback)
+    return [*processors, _harmless, renderer]
+
+
+def _harmless(_logger: object, _method: str, event: EventDict) -> EventDict:
+    """Values without what a terminal would obey: paths of requests and words of VMMs are among them."""
+    for name, value in event.items():
+        if name != "exc_info" and not isinstance(value, (int, float, bool, type(None))):
+            event[name] = neutral_line(str(value))
+    return event
+
+
+def _harmless_traceback(stream: TextIO, exc_info: ExcInfo) -> None:
+    text = StringIO()
+    structlog.dev.plain_traceback(text, exc_info)
+    stream.write(neutral(text.getvalue()))

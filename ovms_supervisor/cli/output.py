@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from ovms_supervisor.cli.terminal import neutral, neutral_line
+from ovms_supervisor.terminal import neutral, neutral_line
 from spec.errors import OvmsError
 
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 from ovms_supervisor.cli import output
-from ovms_supervisor.cli.terminal import neutral_line
+from ovms_supervisor.terminal import neutral_line
 from spec import media_types
 from spec.sizes import format_size
 

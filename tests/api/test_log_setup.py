@@ -53,6 +53,21 @@ def test_console_lines_are_for_people() -> None:
     assert "socket=/run/x" in stream.getvalue()
 
 
+def test_what_a_terminal_would_obey_is_shown_in_console_lines() -> None:
+    stream = io.StringIO()
+    with logging_to("console", "info", stream):
+        structlog.get_logger().info("request", path="/\x1b]0;title\x07", pid=7)
+        logging.getLogger("aiohttp").warning("from \x9b2Jelsewhere")
+        try:
+            raise ValueError("\x1b[2J")
+        except ValueError:
+            structlog.get_logger().exception("failed")
+    assert not {"\x1b", "\x07", "\x9b"} & set(stream.getvalue())
+    assert "path=/^[]0;title^G" in stream.getvalue()
+    assert "pid=7" in stream.getvalue()
+    assert "ValueError: ^[[2J" in stream.getvalue()
+
+
 FLOOD = """
 import os, sys
 from pathlib import Path

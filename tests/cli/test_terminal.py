@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ovms_supervisor.cli.terminal import NeutralStream, neutral, neutral_line
+from ovms_supervisor.terminal import NeutralStream, neutral, neutral_line
 
 HOSTILE = st.text(
     st.one_of(

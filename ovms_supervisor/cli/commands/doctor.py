@@ -10,7 +10,7 @@ import click
 from ovms_supervisor.cli import exit_codes, output
 from ovms_supervisor.cli.grammar import OvmCommand
 from ovms_supervisor.cli.invocation import Invocation, pass_invocation, run_async
-from ovms_supervisor.cli.terminal import neutral_line
+from ovms_supervisor.terminal import neutral_line
 
 if TYPE_CHECKING:
     from ovms_supervisor.cli.doctor.finding import Finding

@@ -14,6 +14,7 @@ from ovms_supervisor.cli.grammar import OvmCommand
 from ovms_supervisor.cli.invocation import Invocation, pass_invocation
 from ovms_supervisor.cli.parameters import STORED
 from ovms_supervisor.cli.referrers import show_referrers
+from ovms_supervisor.terminal import neutral
 from spec.errors import OvmsError
 from spec.manifest import unknown_fields
 from spec.sizes import format_size
@@ -52,7 +53,11 @@ def inspect_command(invocation: Invocation, source: Reference | DigestSource, ra
     store = invocation.store()
     artifact = store.artifact(store.resolve(source))
     if raw:
-        sys.stdout.buffer.write(artifact.manifest_bytes)
+        raw_bytes = artifact.manifest_bytes
+        # JSON may hold control characters of C1, and those that turn the direction of text.
+        sys.stdout.buffer.write(
+            neutral(raw_bytes.decode(errors="backslashreplace")).encode() if sys.stdout.isatty() else raw_bytes
+        )
         sys.stdout.buffer.flush()
         return
     description = _describe(store, artifact)

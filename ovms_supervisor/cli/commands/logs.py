@@ -11,7 +11,7 @@ from ovms_supervisor.cli import output
 from ovms_supervisor.cli.grammar import OvmCommand
 from ovms_supervisor.cli.invocation import Invocation, pass_invocation, run_async
 from ovms_supervisor.cli.parameters import MACHINE, TAIL
-from ovms_supervisor.cli.terminal import NeutralStream
+from ovms_supervisor.terminal import NeutralStream
 
 
 @click.command(
