@@ -53,12 +53,26 @@ async def usable_runtimes() -> list[RuntimeName]:
 
 
 async def measure(daemon: Daemon) -> list[Figures]:
-    """The tour on every runtime that works here."""
+    """The tour on every runtime that works here. SIGTERM and SIGHUP cancel it, as asyncio has SIGINT do."""
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(number, task.cancel, number)
     runtimes = await usable_runtimes()
     if not runtimes:
         raise TourError("no runtime works on this host; 'ovm doctor' tells what is missing")
     async with Client(daemon.socket) as client:
         return [await tour(client, REFERENCE, runtime, CLONES, say) for runtime in runtimes]
+
+
+def end_at_signals() -> None:
+    """Let SIGTERM and SIGHUP end the program as an exception does, with all that is to be cleaned up."""
+
+    def end(number: int, _: object) -> Never:
+        raise SystemExit(128 + number)
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, end)
 
 
 def run() -> None:
@@ -70,7 +84,12 @@ def run() -> None:
     with private_daemon() as daemon:
         pack_demo(files, REFERENCE, environment=daemon.environment)
         say(f"a daemon of our own listens on {daemon.socket}")
-        figures = asyncio.run(measure(daemon))
+        try:
+            figures = asyncio.run(measure(daemon))
+        except asyncio.CancelledError as error:
+            raise SystemExit(128 + (error.args[0] if error.args else signal.SIGTERM)) from None
+        finally:
+            end_at_signals()  # the loop has put back the default
     print(f"\n{table(figures)}\n")
     print(NEXT_COMMANDS.format(bin=sys.prefix + "/bin"))
 
@@ -78,11 +97,7 @@ def run() -> None:
 def main() -> int:
     """0, or 1 with a sentence on stderr, or 130 after Ctrl-C; nothing is left running in any case."""
 
-    def end(number: int, _: object) -> Never:
-        raise SystemExit(128 + number)
-
-    signal.signal(signal.SIGTERM, end)
-    signal.signal(signal.SIGHUP, end)
+    end_at_signals()
     try:
         run()
     except KeyboardInterrupt:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -109,8 +110,8 @@ def _changed_bytes(pid: int) -> int:
 async def _line(client: Client, machine: InstanceInfo, fits: Callable[[DemoLine], bool]) -> DemoLine:
     """The first line of the machine's console, from its beginning, that fits."""
     try:
-        async with asyncio.timeout(LINE_LIMIT_S):
-            async for item in client.log_lines(machine.instance_id, follow=True):
+        async with asyncio.timeout(LINE_LIMIT_S), aclosing(client.log_lines(machine.instance_id, follow=True)) as lines:
+            async for item in lines:
                 if isinstance(item, LogEnd):
                     raise TourError(f"{machine.name} has ended: {await _ending(client, machine)}")
                 line = parse(item.line) if isinstance(item, LogLine) else None
@@ -122,10 +123,11 @@ async def _line(client: Client, machine: InstanceInfo, fits: Callable[[DemoLine]
 
 
 async def _last_line(client: Client, machine: InstanceInfo) -> DemoLine:
-    async for item in client.log_lines(machine.instance_id, tail=1):
-        line = parse(item.line) if isinstance(item, LogLine) else None
-        if line is not None:
-            return line
+    async with aclosing(client.log_lines(machine.instance_id, tail=1)) as lines:
+        async for item in lines:
+            line = parse(item.line) if isinstance(item, LogLine) else None
+            if line is not None:
+                return line
     raise TourError(f"the last line of {machine.name} is not of the demo's service")
 
 
