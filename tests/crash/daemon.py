@@ -13,12 +13,12 @@ from ovms_supervisor.client import Client
 from spec.errors import OvmsError
 from spec.fault_points import VARIABLE
 
-START_S = 60.0
-DEATH_S = 60.0
-
 
 class Daemon:
     """At most one process at a time; its output goes to ``daemon.log``."""
+
+    limit_s = 60.0
+    """What it may take to answer, or to die: enough on a slow machine."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -56,7 +56,7 @@ class Daemon:
     async def start(self, die_at: str = "") -> None:
         """Start the process, and return when it answers. Raises AssertionError if it ends instead."""
         await self.spawn(die_at)
-        async with asyncio.timeout(START_S), Client(self.socket) as client:
+        async with asyncio.timeout(self.limit_s), Client(self.socket) as client:
             while True:
                 assert self.process is not None
                 assert self.process.returncode is None, (
@@ -71,7 +71,7 @@ class Daemon:
         """Wait for it to kill itself; False if it does not, or ends in another way."""
         assert self.process is not None
         try:
-            async with asyncio.timeout(DEATH_S):
+            async with asyncio.timeout(self.limit_s):
                 return await self.process.wait() == -signal.SIGKILL
         except TimeoutError:
             return False
@@ -82,7 +82,7 @@ class Daemon:
             return
         if self.process.returncode is None:
             self.process.send_signal(number)
-        async with asyncio.timeout(DEATH_S):
+        async with asyncio.timeout(self.limit_s):
             await self.process.wait()
 
     def tail(self) -> str:

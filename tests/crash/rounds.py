@@ -10,8 +10,10 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.crash import load, steps
@@ -20,30 +22,45 @@ from tests.supervisor.conftest import GUEST_SOURCE, Site
 from vmm.driver import RuntimeName
 
 ROUNDS_OF_A_WORLD = 10
+PATIENCE_S = 300.0
+
+
+@dataclass
+class Options:
+    stop: bool
+    keep: bool
+    kept: list[Path] = field(default_factory=list)
+
+    def gives_up(self, world: World) -> bool:
+        """Something went wrong there: whether that is enough."""
+        if self.stop or self.keep:
+            self.kept.append(world.site.directory)
+        return self.stop
 
 
 @asynccontextmanager
-async def new_world(runtime: RuntimeName, keep: list[Path]) -> AsyncIterator[World]:
-    """A site on the tmpfs of its own. Left there, for whoever looks, if it is put into ``keep``."""
+async def new_world(runtime: RuntimeName, options: Options) -> AsyncIterator[World]:
+    """A site on the tmpfs of its own. Left there, for whoever looks, if ``options`` say so."""
     directory = Path(tempfile.mkdtemp(prefix="ovms-crash-", dir="/dev/shm"))
     kernel = directory / "guest.elf"
     await asyncio.to_thread(subprocess.run, [GUEST_SOURCE / "build", kernel], check=True, timeout=30)
     world = World(await asyncio.to_thread(Site, directory, kernel), runtime)
+    world.daemon.limit_s = PATIENCE_S
     try:
         yield world
     finally:
         await world.daemon.end()
         await world.end_machines()
-        if directory not in keep:
+        if directory not in options.kept:
             await asyncio.to_thread(shutil.rmtree, directory)
 
 
-async def run_steps(runtime: RuntimeName, only: str, keep: list[Path], *, stop_early: bool) -> int:
+async def run_steps(runtime: RuntimeName, only: str, options: Options) -> int:
     """Each case; returns how many have found something wrong."""
     bad, waiting = 0, [case for case in steps.cases(runtime) if only in str(case)]
     total = len(waiting)
     while waiting:
-        async with new_world(runtime, keep) as world:
+        async with new_world(runtime, options) as world:
             await world.daemon.start()
             await steps.settle(world)
             for _ in range(ROUNDS_OF_A_WORLD):
@@ -54,27 +71,26 @@ async def run_steps(runtime: RuntimeName, only: str, keep: list[Path], *, stop_e
                 try:
                     troubles = await steps.run_prepared(world, case)
                 except Exception as error:
-                    troubles = [f"{type(error).__name__}: {error}"]
+                    troubles = traceback.format_exception(error)
                 tell(f"{total - len(waiting):3}/{total} {runtime} {case}", troubles, began_s)
                 if troubles:
                     bad += 1
-                    if stop_early:
-                        keep.append(world.site.directory)
-                        return bad
                     break  # whatever is wrong here: the next in a new world
             else:
                 bad += await released(world)
                 continue
             if not troubles:
                 bad += await released(world)
+            elif options.gives_up(world):
+                break
     return bad
 
 
-async def run_random(runtime: RuntimeName, rounds: int, seed: int, keep: list[Path], *, stop_early: bool) -> int:
+async def run_random(runtime: RuntimeName, rounds: int, seed: int, options: Options) -> int:
     """Kills at random moments under load; returns how many rounds have found something wrong."""
     bad, number = 0, 0
     while number < rounds:
-        async with new_world(runtime, keep) as world:
+        async with new_world(runtime, options) as world:
             await world.daemon.start()
             await steps.settle(world)
             troubles: list[str] = []
@@ -85,16 +101,15 @@ async def run_random(runtime: RuntimeName, rounds: int, seed: int, keep: list[Pa
                 try:
                     told, troubles = await load.round_of(world, random.Random(own_seed))
                 except Exception as error:
-                    troubles = [f"{type(error).__name__}: {error}"]
+                    troubles = traceback.format_exception(error)
                 tell(f"{number:3}/{rounds} {runtime} seed {own_seed} {told}", troubles, began_s)
                 if troubles:
                     bad += 1
                     break
-            if troubles and stop_early:
-                keep.append(world.site.directory)
-                return bad
             if not troubles:
                 bad += await released(world)
+            elif options.gives_up(world):
+                break
     return bad
 
 
@@ -124,15 +139,16 @@ def main() -> int:
     parser.add_argument("--runtime", choices=("qemu", "cloud-hypervisor"), default="qemu")
     parser.add_argument("--only", default="", help="of 'steps': those whose name has this in it")
     parser.add_argument("--stop", action="store_true", help="at the first that goes wrong, and leave its directory")
+    parser.add_argument("--keep", action="store_true", help="leave the directories in which something went wrong")
     chosen = parser.parse_args()
-    keep: list[Path] = []
+    options = Options(stop=chosen.stop, keep=chosen.keep)
     if chosen.what == "steps":
-        work = run_steps(chosen.runtime, chosen.only, keep, stop_early=chosen.stop)
+        work = run_steps(chosen.runtime, chosen.only, options)
     else:
-        work = run_random(chosen.runtime, chosen.rounds, chosen.seed, keep, stop_early=chosen.stop)
+        work = run_random(chosen.runtime, chosen.rounds, chosen.seed, options)
     bad = asyncio.run(work)
     print(f"{bad} went wrong" if bad else "all went well")
-    for directory in keep:
+    for directory in options.kept:
         print(f"left for you to look at: {directory}")
     return 1 if bad else 0
 

@@ -80,6 +80,10 @@ def _started(step: str) -> frozenset[str]:
 
 
 RUNNING = frozenset({"running"})
+_NOT_IN_PLACE = frozenset(
+    {"snapshot.restored", "snapshot.named", "snapshot.resumed", "snapshot.recorded", "snapshot.resident"}
+)
+"""The steps of a successor, and of an image that is there as it was saved: that of a clone is made of its layers."""
 
 
 def cases(runtime: RuntimeName) -> list[Case]:
@@ -101,10 +105,9 @@ def cases(runtime: RuntimeName) -> list[Case]:
         found += [
             Case(f"remove {manifest}", step, _remove, frozenset({ABSENT}), prepare) for step in fault_points.REMOVE
         ]
-        successor = {"snapshot.restored", "snapshot.named"}
         for step in fault_points.SNAPSHOT:
-            if manifest == "guest:golden" and step in {*successor, "snapshot.resumed", "snapshot.recorded"}:
-                continue  # in place
+            if manifest == "guest:golden" and step in _NOT_IN_PLACE:
+                continue
             found.append(Case(f"snapshot {manifest}", step, _snapshot, RUNNING, prepare))
     for step in ("snapshot.prepared", "snapshot.saved", "snapshot.restored", "snapshot.named", "snapshot.recorded"):
         found.append(
