@@ -18,14 +18,16 @@ MOST_MACHINES = 8
 async def round_of(world: World, choice: random.Random) -> tuple[str, list[str]]:
     """What was under way, and what is wrong afterwards."""
     doing: dict[int, str] = {}
+    killed = asyncio.Event()
     async with world.client() as client:
         await world.note(client)
         troubles: list[str] = []
         hands = [
-            asyncio.create_task(_hand(world, client, number, random.Random(choice.random()), doing, troubles))
+            asyncio.create_task(_hand(world, client, number, random.Random(choice.random()), doing, troubles, killed))
             for number in range(HANDS)
         ]
         await asyncio.sleep(choice.uniform(0.0, 4.0))
+        killed.set()
         await world.daemon.end()
         for hand in hands:
             hand.cancel()
@@ -47,7 +49,13 @@ async def round_of(world: World, choice: random.Random) -> tuple[str, list[str]]
 
 
 async def _hand(
-    world: World, client: Client, number: int, choice: random.Random, doing: dict[int, str], troubles: list[str]
+    world: World,
+    client: Client,
+    number: int,
+    choice: random.Random,
+    doing: dict[int, str],
+    troubles: list[str],
+    killed: asyncio.Event,
 ) -> None:
     """One who works on machines of their own, one thing after the other, until the daemon is gone."""
     try:
@@ -63,10 +71,8 @@ async def _hand(
             doing[number] = f"{what} {name}"
             await _do(world, client, what, name, turn)
     except (OvmsError, OSError, aiohttp.ClientError) as error:
-        if world.daemon.process is not None and world.daemon.process.returncode is None:
-            await asyncio.sleep(1)  # it may be on its way out
-            if world.daemon.process.returncode is None:
-                troubles.append(f"{doing.get(number)}: {error!r}")
+        if not killed.is_set():
+            troubles.append(f"{doing.get(number)}: {error!r}")
     except AssertionError as error:
         troubles.append(f"{doing.get(number)}: {error!r}")
 

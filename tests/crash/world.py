@@ -167,7 +167,7 @@ class World:
         everything = await client.instances(parked=True)
         parked = {each.instance_id for each in everything if each.status == "parked"}
         somebodys = {each.instance_id for each in everything} - parked
-        if lost := self.parked - parked - somebodys:
+        if lost := self.parked - parked - somebodys - self.handed_out:
             troubles.append(f"parked clones are gone: {sorted(lost)}")
         if both := parked & self.handed_out:
             troubles.append(f"parked again, though somebody's: {sorted(both)}")

@@ -6,6 +6,9 @@ import asyncio
 import os
 import shutil
 import signal
+import socket
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import replace
@@ -17,7 +20,7 @@ import pytest
 from spec.errors import HostLimit
 from vmm.driver import Confinement, Machine, Ram
 from vmm.sandbox.kernel import NAMESPACES, landlock_version
-from vmm.sandbox.launching import Launched, Launcher
+from vmm.sandbox.launching import _PROGRAM, Launched, Launcher
 from vmm.sandbox.orders import SHARED_BY_ALL, Order
 from vmm.sandbox.readback import read_layers
 from vmm.sandbox.view import order_for
@@ -231,3 +234,35 @@ async def test_a_caller_that_goes_away_leaves_no_process(launcher: Launcher, ord
             await starting
     # Answers come in order: with this one, all before it have come, and were turned away.
     assert (await run(launcher, script(order, "echo last"), place / "out")) == (0, "last\n")
+
+
+async def test_nothing_runs_of_which_the_daemon_was_never_told(order: Order, place: Path, launcher: Launcher) -> None:
+    """A daemon is killed while an order is on its way: what the launcher makes of it ends before any exec."""
+    launcher.close()  # a second one is told what to do here
+    mark = place / "own" / "mark"
+    await asyncio.to_thread(_tell_and_go_away, script(order, f"echo ran > {mark}"), place / "out")
+    async with asyncio.timeout(30):
+        while _has_children():  # noqa: ASYNC110 - by CLONE_PARENT it is ours
+            await asyncio.sleep(0.01)
+    assert not mark.exists()
+
+
+def _has_children() -> bool:
+    try:
+        os.waitpid(-1, os.WNOHANG)
+    except ChildProcessError:
+        return False
+    return True
+
+
+def _tell_and_go_away(order: Order, out: Path) -> None:
+    ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, its, out.open("wb") as file:
+        program = [sys.executable, "-I", "-S", str(_PROGRAM), str(its.fileno()), *sorted(SHARED_BY_ALL)]
+        with subprocess.Popen(program, pass_fds=[its.fileno()]) as second:
+            its.close()
+            second.send_signal(signal.SIGSTOP)
+            socket.send_fds(ours, [order.encode()], [file.fileno()] * 3)
+            ours.close()
+            second.send_signal(signal.SIGCONT)
+            assert second.wait(30) == 0

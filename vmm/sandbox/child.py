@@ -37,10 +37,11 @@ Remark = tuple[str, str]
 """A layer, and why it could not be had."""
 
 
-def become(order: Order, fds: list[int], pipe: int) -> list[Remark]:
+def become(order: Order, fds: list[int], pipe: int, wait: int) -> list[Remark]:
     """Confine this process and make it ready to execute the program; returns the layers that could not be had.
 
-    ``fds`` are the descriptors to have as 0, 1, 2, then as ``order.fds``; ``pipe`` stays open until the exec.
+    ``fds`` are the descriptors to have as 0, 1, 2, then as ``order.fds``; ``pipe`` stays open until the exec. Goes on
+    only if something is written to ``wait``.
     Raises OSError for what cannot be done without, or, for a strict order, any layer.
     """
     os.setsid()
@@ -62,6 +63,8 @@ def become(order: Order, fds: list[int], pipe: int) -> list[Remark]:
     kernel.set_no_new_privileges()
     if order.landlock and "mnt" in order.namespaces:
         _try("landlock", order, remarks, _restrict_files)
+    if not os.read(wait, 1):
+        raise OSError(0, "the launcher or the daemon ended before the daemon knew of this process")
     _arrange(fds, order.fds, pipe)
     return remarks
 

@@ -34,20 +34,28 @@ def main() -> None:
         message, fds = receive(orders, 64)
         if not message:
             return
+        go: list[int] = []
         try:
-            reply, passed = _launch(Order.decode(message), fds)
+            reply, passed = _launch(Order.decode(message), fds, go)
         except (OSError, ValueError, TypeError, LookupError) as error:
             reply, passed = {"error": f"{type(error).__name__}: {error}"}, []
         try:
             socket.send_fds(orders, [json.dumps(reply).encode()], passed)
+            for fd in go:
+                os.write(fd, b"!")
         except OSError:
             return
         finally:
-            for fd in (*fds, *passed):
+            for fd in (*fds, *passed, *go):
                 os.close(fd)
 
 
-def _launch(order: object, fds: list[int]) -> tuple[dict[str, object], list[int]]:
+def _launch(order: object, fds: list[int], go: list[int]) -> tuple[dict[str, object], list[int]]:
+    """A child that executes the program when something is written to what is put into ``go``, and else ends.
+
+    That is written when the daemon has been told of the child: if one of us is killed before, nothing is left that runs
+    and that nobody knows.
+    """
     from vmm.sandbox import child, kernel
     from vmm.sandbox.orders import Order
 
@@ -58,11 +66,13 @@ def _launch(order: object, fds: list[int]) -> tuple[dict[str, object], list[int]
     for name in order.namespaces:
         flags |= kernel.NAMESPACES[name]
     told, pipe = os.pipe()
+    wait, signal_go = os.pipe()
     pid, pidfd = kernel.clone(flags)
     if pid == 0:
         failure = 127
+        os.close(signal_go)
         try:
-            remarks = child.become(order, fds, pipe)
+            remarks = child.become(order, fds, pipe, wait)
             if remarks:
                 os.write(pipe, json.dumps({"remarks": remarks}).encode() + b"\n")
             os.execve(order.argv[0], order.argv, order.environment)
@@ -72,6 +82,8 @@ def _launch(order: object, fds: list[int]) -> tuple[dict[str, object], list[int]
         finally:
             os._exit(failure)
     os.close(pipe)
+    os.close(wait)
+    go.append(signal_go)
     return {"pid": pid}, [pidfd, told]
 
 
