@@ -157,16 +157,26 @@ def decode_manifest(data: bytes) -> Manifest:
                 f"schemaVersion {version} at $.schemaVersion; this is OVMS v0.1, schemaVersion 1",
                 path="$.schemaVersion",
             )
-        return from_json(data, Manifest)
+        manifest = from_json(data, Manifest)
+        data.decode()  # the decoder does not look into what it has no field for
+    except UnicodeDecodeError as error:
+        raise InvalidManifest(f"manifest.json is not UTF-8: {error.reason}", path="$") from error
     except NotDecodable as error:
         raise InvalidManifest(
             f"{'' if error.is_json else 'manifest.json is not JSON: '}{error}", path=error.path
         ) from error
+    return manifest
 
 
 def unknown_fields(data: bytes) -> list[str]:
-    """JSON paths of the fields of a valid manifest.json that v0.1 does not name, sorted."""
-    return sorted(_unknown(from_json(data, Any), Manifest, "$"))
+    """JSON paths of the fields of a manifest.json that v0.1 does not name, sorted.
+
+    Raises InvalidManifest if there is something in one of them that is not JSON.
+    """
+    try:
+        return sorted(_unknown(from_json(data, Any), Manifest, "$"))
+    except NotDecodable as error:
+        raise InvalidManifest(f"manifest.json is not JSON: {error}", path=error.path) from error
 
 
 def _unknown(value: Any, kind: Any, path: str) -> Iterator[str]:

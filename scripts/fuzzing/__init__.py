@@ -1,0 +1,1 @@
+"""Fuzzing of whatever is read of what others wrote. Run by scripts/fuzz."""
