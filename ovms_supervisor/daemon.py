@@ -110,7 +110,7 @@ async def serving(settings: Settings) -> AsyncIterator[Supervisor]:
         await images.open()
         stack.push_async_callback(images.close)
         launcher = Launcher(settings.run_dir / "launcher.log")
-        stack.callback(launcher.close)
+        stack.push_async_callback(launcher.close)
         supervisor = await stack.enter_async_context(
             Supervisor(
                 settings,

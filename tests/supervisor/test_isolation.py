@@ -35,7 +35,7 @@ async def runtime(request: pytest.FixtureRequest, site: Site) -> RuntimeName:
         pytest.skip(f"{name} does not run here")
     launcher = Launcher(site.directory / "probe.log")
     unavailable = await probe(launcher)
-    launcher.close()
+    await launcher.close()
     if unavailable:
         pytest.skip(f"this machine confines no processes: {unavailable}")
     return name
@@ -49,7 +49,7 @@ async def daemon(site: Site, runtime: RuntimeName, **changes: str) -> AsyncItera
         async with site.daemon(launcher=launcher, **changes) as supervisor:  # type: ignore[arg-type]
             yield supervisor
     finally:
-        launcher.close()
+        await launcher.close()
 
 
 def missing(instance: Instance) -> set[str]:

@@ -34,7 +34,7 @@ UID = 734_001
 async def launcher(tmp_path: Path) -> AsyncIterator[Launcher]:
     launcher = Launcher(tmp_path / "launcher.log")
     yield launcher
-    launcher.close()
+    await launcher.close()
 
 
 @pytest.fixture
@@ -238,7 +238,7 @@ async def test_a_caller_that_goes_away_leaves_no_process(launcher: Launcher, ord
 
 async def test_nothing_runs_of_which_the_daemon_was_never_told(order: Order, place: Path, launcher: Launcher) -> None:
     """A daemon is killed while an order is on its way: what the launcher makes of it ends before any exec."""
-    launcher.close()  # a second one is told what to do here
+    await launcher.close()  # a second one is told what to do here
     mark = place / "own" / "mark"
     await asyncio.to_thread(_tell_and_go_away, script(order, f"echo ran > {mark}"), place / "out")
     async with asyncio.timeout(30):
@@ -266,3 +266,39 @@ def _tell_and_go_away(order: Order, out: Path) -> None:
             ours.close()
             second.send_signal(signal.SIGCONT)
             assert second.wait(30) == 0
+
+
+async def some_stand_by(launcher: Launcher) -> list[int]:
+    async with asyncio.timeout(30):
+        while len(launcher.standing_by) < 2:  # noqa: ASYNC110 - nobody else needs to be told
+            await asyncio.sleep(0.02)
+    return launcher.standing_by
+
+
+async def test_the_next_program_is_executed_by_a_process_that_stood_by(
+    launcher: Launcher, order: Order, place: Path
+) -> None:
+    ready = await some_stand_by(launcher)
+    launched = await launch(launcher, script(order, "cat " + str(place / "seen")), place / "out")
+    assert launched.pid in ready
+    assert await ended(launched) == 0
+    assert (place / "out").read_text() == "seen"
+    assert not set(await some_stand_by(launcher)) & {launched.pid}
+
+
+async def test_one_that_was_killed_while_it_stood_by_is_no_loss(launcher: Launcher, order: Order, place: Path) -> None:
+    for pid in await some_stand_by(launcher):
+        os.kill(pid, signal.SIGKILL)
+        async with asyncio.timeout(30):
+            while ") Z " not in Path(f"/proc/{pid}/stat").read_text():  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+    for _ in range(3):
+        assert await run(launcher, script(order, "echo on"), place / "out") == (0, "on\n")
+
+
+async def test_those_prepared_for_another_form_are_not_used(launcher: Launcher, order: Order, place: Path) -> None:
+    ready = await some_stand_by(launcher)
+    other = replace(script(order, "echo x > /dev/urandom"), devices=["/dev/null"])
+    launched = await launch(launcher, other, place / "out")
+    assert launched.pid not in ready
+    assert await ended(launched) != 0

@@ -19,7 +19,10 @@ from vmm.sandbox import kernel
 from vmm.sandbox.orders import Order
 
 _ROOT_BYTES: Final = 1 << 20  # of mount points and device nodes
-_PLACE: Final = "/tmp"  # where the new root is put for a moment, in a mount namespace of our own
+_PLACE: Final = "/sys"
+"""Where the new root is put for a moment, in a mount namespace of our own: files of machines are nowhere below it."""
+
+_PLAIN: Final = kernel.MOUNT_NOSUID | kernel.MOUNT_NODEV
 
 _LANDLOCK_READ: Final = 0x4 | 0x8
 _LANDLOCK_EXECUTE: Final = 0x1
@@ -37,25 +40,33 @@ Remark = tuple[str, str]
 """A layer, and why it could not be had."""
 
 
-def become(order: Order, fds: list[int], pipe: int, wait: int) -> list[Remark]:
-    """Confine this process and make it ready to execute the program; returns the layers that could not be had.
-
-    ``fds`` are the descriptors to have as 0, 1, 2, then as ``order.fds``; ``pipe`` stays open until the exec. Goes on
-    only if something is written to ``wait``.
-    Raises OSError for what cannot be done without, or, for a strict order, any layer.
-    """
+def prepare(order: Order) -> list[Remark]:
+    """Do what is the same for all orders of this form (:meth:`Order.form`), which may come later."""
     os.setsid()
     _reset_signals()
     remarks: list[Remark] = []
     if "user" in order.namespaces:
         _map_ourselves()
-    _try("limits", order, remarks, _set_limits)
-    _try("oom", order, remarks, _set_oom_score)
     if "uts" in order.namespaces:
         _try("uts", order, remarks, lambda _: socket.sethostname("ovms"))
     if "mnt" in order.namespaces:
-        _enter_view(order)
+        _begin_view(order)
     _try("capabilities", order, remarks, lambda _: kernel.drop_capability_bounds())
+    return remarks
+
+
+def become(order: Order, remarks: list[Remark], fds: list[int]) -> list[Remark]:
+    """Confine this process, which is prepared, and make it ready to execute the program.
+
+    ``fds`` are the descriptors to have as 0, 1, 2, then as ``order.fds``; all others are closed at the exec. Returns
+    the layers that could not be had. Raises OSError for what cannot be done without, or, for a strict order, any layer.
+    """
+    if remarks and order.strict:
+        raise OSError(0, ": ".join(remarks[0]))
+    _try("limits", order, remarks, _set_limits)
+    _try("oom", order, remarks, _set_oom_score)
+    if "mnt" in order.namespaces:
+        _enter_view(order)
     if order.uid is not None:
         os.setgroups([])
         os.setresgid(order.uid, order.uid, order.uid)
@@ -63,9 +74,7 @@ def become(order: Order, fds: list[int], pipe: int, wait: int) -> list[Remark]:
     kernel.set_no_new_privileges()
     if order.landlock and "mnt" in order.namespaces:
         _try("landlock", order, remarks, _restrict_files)
-    if not os.read(wait, 1):
-        raise OSError(0, "the launcher or the daemon ended before the daemon knew of this process")
-    _arrange(fds, order.fds, pipe)
+    _arrange(fds, order.fds)
     return remarks
 
 
@@ -111,11 +120,10 @@ def _set_oom_score(order: Order) -> None:
         os.close(fd)
 
 
-def _enter_view(order: Order) -> None:
-    """A root of our own in which nothing is but what the order names, each under its own path."""
+def _begin_view(order: Order) -> None:
+    """A root of our own with programs and devices in it, at our working directory but not yet entered."""
     kernel.make_mounts_private()
-    plain = kernel.MOUNT_NOSUID | kernel.MOUNT_NODEV
-    sealed = plain | kernel.MOUNT_READ_ONLY
+    sealed = _PLAIN | kernel.MOUNT_READ_ONLY
     trees: list[tuple[str, int]] = []
     links: list[tuple[str, str]] = []
     for path in order.programs:
@@ -123,32 +131,46 @@ def _enter_view(order: Order) -> None:
             links.append((path, os.readlink(path)))
         elif os.path.exists(path):
             trees.append((path, _tree(path, sealed)))
-    trees += [(path, _tree(path, sealed | kernel.MOUNT_NOEXEC)) for path in order.read_only]
-    trees += [(path, _tree(path, plain | kernel.MOUNT_NOEXEC)) for path in order.writable]
     nodes = [(path, os.stat(path)) for path in order.devices if os.path.exists(path)]
     if order.uid is None:  # who is not root makes no device nodes
         trees += [(path, _tree(path, kernel.MOUNT_NOSUID | kernel.MOUNT_NOEXEC)) for path, _ in nodes]
         nodes = []
     root = kernel.new_tmpfs(_ROOT_BYTES)
     kernel.attach(root, _PLACE)
+    os.close(root)
     os.chdir(_PLACE)
     for path, target in links:
         os.makedirs(os.path.dirname(f".{path}"), exist_ok=True)
         os.symlink(target, f".{path}")
-    for path, tree in sorted(trees, key=lambda each: each[0].count("/")):  # a directory before what is in it
-        _make_place(f".{path}", directory=stat.S_ISDIR(os.fstat(tree).st_mode))
-        kernel.attach(tree, f".{path}")
-        os.close(tree)
+    _attach(trees)
     before = os.umask(0)
     for path, status in nodes:
         os.makedirs(os.path.dirname(f".{path}"), mode=0o755, exist_ok=True)
         os.mknod(f".{path}", 0o600 | stat.S_IFCHR, status.st_rdev)
-        if order.uid is not None:
-            os.chown(f".{path}", order.uid, order.uid)
     os.umask(before)
+
+
+def _enter_view(order: Order) -> None:
+    """Put in what this order names beside programs, each under its own path, and let nothing else be there."""
+    sealed = _PLAIN | kernel.MOUNT_READ_ONLY
+    trees = [(path, _tree(path, sealed | kernel.MOUNT_NOEXEC)) for path in order.read_only]
+    trees += [(path, _tree(path, _PLAIN | kernel.MOUNT_NOEXEC)) for path in order.writable]
+    _attach(trees)
+    if order.uid is not None:
+        for path in order.devices:
+            if os.path.exists(f".{path}"):
+                os.chown(f".{path}", order.uid, order.uid)
+    root = os.open(".", os.O_PATH | os.O_CLOEXEC)
     kernel.set_mount_flags(root, kernel.MOUNT_READ_ONLY | kernel.MOUNT_NOSUID | kernel.MOUNT_NOEXEC, below=False)
     os.close(root)
     kernel.enter_root()
+
+
+def _attach(trees: list[tuple[str, int]]) -> None:
+    for path, tree in sorted(trees, key=lambda each: each[0].count("/")):  # a directory before what is in it
+        _make_place(f".{path}", directory=stat.S_ISDIR(os.fstat(tree).st_mode))
+        kernel.attach(tree, f".{path}")
+        os.close(tree)
 
 
 def _tree(path: str, flags: int) -> int:
@@ -189,18 +211,15 @@ def _restrict_files(order: Order) -> None:
         os.close(ruleset)
 
 
-def _arrange(fds: list[int], numbers: list[int], pipe: int) -> None:
+def _arrange(fds: list[int], numbers: list[int]) -> None:
     """Give the descriptors their numbers; all others are closed at the exec."""
     kernel.close_all_on_exec(3)
     wanted = [0, 1, 2, *numbers]
-    floor = max([pipe, *fds, *wanted]) + 1
-    moved = [_copy(fd, floor) for fd in fds]
-    if pipe in wanted:
-        raise ValueError(f"descriptor {pipe} is taken")
+    moved = [out_of_the_way(fd, [*fds, *wanted]) for fd in fds]
     for fd, number in zip(moved, wanted, strict=True):
         os.dup2(fd, number, inheritable=True)
 
 
-def _copy(fd: int, floor: int) -> int:
-    """A copy of a descriptor at ``floor`` or above, close-on-exec."""
-    return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, floor)
+def out_of_the_way(fd: int, numbers: list[int]) -> int:
+    """A copy of a descriptor, above all these numbers, close-on-exec."""
+    return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, max([2, *numbers]) + 1)

@@ -16,17 +16,20 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Callable
+
+if __name__ == "__main__":  # run by its path, isolated from whatever else there is
+    sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
+
+from vmm.sandbox import child, kernel
+from vmm.sandbox.orders import Order, receive
 
 
 def main() -> None:
     """Serve orders until the daemon is gone."""
-    sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is the daemon's to handle
     orders = socket.socket(fileno=int(sys.argv[1]))
     orders.set_inheritable(False)
-    from vmm.sandbox import kernel
-    from vmm.sandbox.orders import Order, receive
-
     for name in sys.argv[2:]:
         kernel.unshare(kernel.NAMESPACES[name])
     gc.freeze()
@@ -36,7 +39,8 @@ def main() -> None:
             return
         go: list[int] = []
         try:
-            reply, passed = _launch(Order.decode(message), fds, go)
+            order = Order.decode(message)
+            reply, passed = _launch(order, fds, go) if order.argv else _stand_by(order)
         except (OSError, ValueError, TypeError, LookupError) as error:
             reply, passed = {"error": f"{type(error).__name__}: {error}"}, []
         try:
@@ -50,41 +54,111 @@ def main() -> None:
                 os.close(fd)
 
 
-def _launch(order: object, fds: list[int], go: list[int]) -> tuple[dict[str, object], list[int]]:
+def _launch(order: Order, fds: list[int], go: list[int]) -> tuple[dict[str, object], list[int]]:
     """A child that executes the program when something is written to what is put into ``go``, and else ends.
 
     That is written when the daemon has been told of the child: if one of us is killed before, nothing is left that runs
     and that nobody knows.
     """
-    from vmm.sandbox import child, kernel
-    from vmm.sandbox.orders import Order
+    _check(order, fds)
+    wait, signal_go = os.pipe()
 
-    assert isinstance(order, Order)  # noqa: S101 - a type for the checker; imported late to keep the program small
+    def live(pipe: int) -> None:
+        os.close(signal_go)
+        waiting = child.out_of_the_way(wait, [pipe, *fds, *order.fds])
+        _execute(order, child.prepare(order), fds, pipe, lambda: bool(os.read(waiting, 1)))
+
+    pid, pidfd, told = _clone(order, live)
+    os.close(wait)
+    go.append(signal_go)
+    return {"pid": pid}, [pidfd, told]
+
+
+def _stand_by(form: Order) -> tuple[dict[str, object], list[int]]:
+    """A child that is prepared for orders of a form, and waits for one, or for the end of the daemon.
+
+    The daemon, which knows of it already, holds its end of the socket until the program is executed: an order of a
+    daemon that has been killed meanwhile is not carried out.
+    """
+    ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+    def live(pipe: int) -> None:
+        ours.close()
+        _close_all_but(its.fileno(), pipe)  # or the daemon would not notice the end of the launcher
+        remarks = child.prepare(form)
+        message, fds = receive(its, 64)
+        if not message:
+            os._exit(0)
+        order = Order.decode(message)
+        _check(order, fds)
+        connection = socket.socket(fileno=child.out_of_the_way(its.fileno(), [pipe, *fds, *order.fds]))
+        _execute(order, remarks, fds, pipe, lambda: _is_held(connection))
+
+    with its:
+        pid, pidfd, told = _clone(form, live)
+    return {"pid": pid}, [pidfd, told, ours.detach()]
+
+
+def _is_held(connection: socket.socket) -> bool:
+    """Whether the other end of a connection on which nothing more is said is still open."""
+    try:
+        connection.recv(1, socket.MSG_DONTWAIT | socket.MSG_PEEK)
+    except BlockingIOError:
+        return True
+    return False
+
+
+def _close_all_but(*kept: int) -> None:
+    first = 3
+    for fd in sorted(kept):
+        os.closerange(first, fd)
+        first = fd + 1
+    os.closerange(first, 1 << 20)
+
+
+def _check(order: Order, fds: list[int]) -> None:
     if len(fds) != 3 + len(order.fds):
         raise ValueError(f"{len(fds)} descriptors came with an order that needs {3 + len(order.fds)}")
+
+
+def _execute(order: Order, remarks: list[tuple[str, str]], fds: list[int], pipe: int, go: Callable[[], bool]) -> None:
+    """Ends this process, by the exec or without it.
+
+    ``go`` is asked last: by then the process has the log of its instance as standard error, by which a daemon finds it.
+    """
+    pipe = child.out_of_the_way(pipe, [*fds, *order.fds])
+    try:
+        remarks = child.become(order, remarks, fds)
+        if not go():
+            raise OSError(0, "the launcher or the daemon ended before the daemon knew of this process")
+        if remarks:
+            _tell(pipe, {"remarks": remarks})
+        os.execve(order.argv[0], order.argv, order.environment)
+    except BaseException as error:
+        _tell(pipe, {"failed": str(error), "errno": getattr(error, "errno", None)})
+        os._exit(127)
+
+
+def _tell(pipe: int, what: dict[str, object]) -> None:
+    os.write(pipe, json.dumps(what).encode() + b"\n")
+
+
+def _clone(order: Order, live: Callable[[int], None]) -> tuple[int, int, int]:
+    """A child in the namespaces of an order: its pid, pidfd, and where it tells what becomes of it, until its exec."""
     flags = kernel.CLONE_PARENT
     for name in order.namespaces:
         flags |= kernel.NAMESPACES[name]
     told, pipe = os.pipe()
-    wait, signal_go = os.pipe()
     pid, pidfd = kernel.clone(flags)
     if pid == 0:
-        failure = 127
-        os.close(signal_go)
         try:
-            remarks = child.become(order, fds, pipe, wait)
-            if remarks:
-                os.write(pipe, json.dumps({"remarks": remarks}).encode() + b"\n")
-            os.execve(order.argv[0], order.argv, order.environment)
+            live(pipe)
         except BaseException as error:  # whatever it is: this process must not go on as a second launcher
-            number = getattr(error, "errno", None)
-            os.write(pipe, json.dumps({"failed": str(error), "errno": number}).encode() + b"\n")
+            _tell(pipe, {"failed": str(error), "errno": getattr(error, "errno", None)})
         finally:
-            os._exit(failure)
+            os._exit(127)
     os.close(pipe)
-    os.close(wait)
-    go.append(signal_go)
-    return {"pid": pid}, [pidfd, told]
+    return pid, pidfd, told
 
 
 if __name__ == "__main__":

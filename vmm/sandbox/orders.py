@@ -43,6 +43,18 @@ class Order:
     strict: bool = False
     """A layer that cannot be had is an error, not a remark."""
 
+    def form(self) -> Order:
+        """What orders for machines of the same kind have in common: enough to prepare a process for any of them."""
+        return Order(
+            argv=[],
+            environment={},
+            fds=[],
+            namespaces=self.namespaces,
+            uid=self.uid and 0,
+            programs=self.programs,
+            devices=self.devices,
+        )
+
     def encode(self) -> bytes:
         """The message."""
         return json.dumps(asdict(self), separators=(",", ":")).encode()

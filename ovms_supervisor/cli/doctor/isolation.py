@@ -28,7 +28,7 @@ async def isolation(settings: Settings) -> Finding:
         try:
             unavailable = await probe(launcher)
         finally:
-            launcher.close()
+            await launcher.close()
     if unavailable is None:
         return ok(check, f"{settings.isolation}: VMMs get namespaces, a view of their files and a user of their own")
     if settings.isolation == "required":
