@@ -44,7 +44,7 @@ async def new_world(runtime: RuntimeName, options: Options) -> AsyncIterator[Wor
     directory = Path(tempfile.mkdtemp(prefix="ovms-crash-", dir="/dev/shm"))
     kernel = directory / "guest.elf"
     await asyncio.to_thread(subprocess.run, [GUEST_SOURCE / "build", kernel], check=True, timeout=30)
-    world = World(await asyncio.to_thread(Site, directory, kernel), runtime)
+    world = await asyncio.to_thread(lambda: World(Site(directory, kernel), runtime))
     world.daemon.limit_s = PATIENCE_S
     try:
         yield world

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from ovms_supervisor.client import Client
 from spec import fault_points
+from tests.cache.registry.small_registry import serving
 from tests.crash.world import ABSENT, PARKED, World
 from vmm.driver import RuntimeName
 
@@ -68,6 +70,16 @@ async def _prune(_: World, client: Client, __: str) -> None:
     await client.prune(everything=True)
 
 
+async def _publish(world: World, _: Client, __: str) -> None:
+    await asyncio.to_thread(world.publish)
+
+
+async def _pull(world: World, client: Client, _: str) -> None:
+    """An artifact that is not here."""
+    async with serving(world.registry) as registry:
+        await client.pull(f"{registry.host}/app:1")
+
+
 async def _evict_and_start(world: World, client: Client, name: str) -> None:
     for image in await client.images():
         if not image.users:
@@ -115,6 +127,7 @@ def cases(runtime: RuntimeName) -> list[Case]:
         )
     found += [Case("park", step, _order_more) for step in fault_points.PARK]
     found += [Case("prune", step, _prune) for step in fault_points.PRUNE]
+    found += [Case("pull", step, _pull, None, _publish) for step in fault_points.PULL]
     return found
 
 
@@ -147,6 +160,8 @@ async def run_prepared(world: World, case: Case) -> list[str]:
         if subject is not None and subject.may_be == {"running"}:
             troubles += await world.control(client, subject.name)
         await world.tidy(client)
+        if case.scenario == "pull":
+            await case.work(world, client, case.subject)  # goes on with what has arrived
         await world.order(client, "guest:warm")
         await client.prune()
         return troubles + await world.audit(client)

@@ -35,6 +35,7 @@ def telling() -> list[Case]:
         by_name["claim claim.journal"],
         by_name["stop guest:disk stop.ended"],
         by_name["prune prune.buried"],
+        by_name["pull pull.blob"],
         by_name["park park.parked"],
     ]
 

@@ -10,14 +10,18 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Final
 
+from cache.pack import PackRequest, pack
+from cache.store import Store
 from ovms_supervisor.client import Client
 from spec.api import MmioWrite, Overrides, WarmRequest
 from spec.errors import OvmsError
 from spec.instance import InstanceInfo
+from spec.reference import parse_reference
+from tests.cache.registry.small_registry import SmallRegistry
 from tests.crash.console import goes_on, says, ticks
 from tests.crash.daemon import Daemon
 from tests.crash.leaks import leaks
-from tests.supervisor.conftest import Site
+from tests.supervisor.conftest import GUEST_MEMORY, Site
 from vmm.driver import RuntimeName
 
 ABSENT: Final = "absent"
@@ -47,11 +51,27 @@ class World:
     known: dict[str, Known] = field(default_factory=dict)
     pool: str | None = None
     parked: set[str] = field(default_factory=set)
+    registry: SmallRegistry = field(default_factory=SmallRegistry)
+    """Has ``app:1``."""
     handed_out: set[str] = field(default_factory=set)
     """Ids of clones that have become somebody's."""
 
     def __post_init__(self) -> None:
         self.daemon = Daemon(self.site.directory)
+        self.publish()
+
+    def publish(self) -> None:
+        """Another ``app:1`` in the registry (blocks)."""
+        elsewhere = Store(self.site.directory / "elsewhere")
+        elsewhere.create()
+        kernel = self.site.directory / "another.elf"
+        kernel.write_bytes(self.site.kernel.read_bytes() + os.urandom(1 << 20))
+        request = PackRequest(name=parse_reference("app:1"), kernel=kernel, memory_bytes=GUEST_MEMORY, cpus=1)
+        artifact = elsewhere.artifact(pack(elsewhere, request))
+        self.registry.add_manifest(artifact.oci_bytes, "1")
+        for blob in artifact.blobs:
+            self.registry.add_blob(elsewhere.blob_path(blob.content_digest).read_bytes())
+        elsewhere.close()
 
     @asynccontextmanager
     async def client(self) -> AsyncIterator[Client]:
