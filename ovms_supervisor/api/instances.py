@@ -143,7 +143,7 @@ async def instances(request: web.Request) -> web.Response:
         for instance in context.supervisor.instances()
         if (everything or is_live(instance.state))
         and status in (None, instance.state)
-        and (parked or instance.state is not InstanceState.PARKED)
+        and (parked or instance.record.pool is None)  # also while it is being parked, or ends
     ]
     infos: list[InstanceInfo] = []
     for instance in found:

@@ -52,7 +52,7 @@ class FakeInstance:
     @property
     def record(self) -> SimpleNamespace:
         """What the figures need of it."""
-        return SimpleNamespace(boot="cold", runtime=_RUNTIME, start=_START)
+        return SimpleNamespace(boot="cold", runtime=_RUNTIME, start=_START, pool=None)
 
     def prints(self, data: bytes) -> None:
         with self.console.path.open("ab") as file:

@@ -57,6 +57,18 @@ async def test_ordered_claimed_listed_dissolved(site: Site) -> None:
         assert await machines.pools() == []
 
 
+async def test_a_clone_that_is_being_parked_is_nobodys_yet(site: Site) -> None:
+    async with served(site) as machines:
+        site.fake.faults["restore"] = "hang"
+        await machines.warm("guest:warm", 1)
+        await asyncio.wait_for(site.fake.hanging.wait(), 30)
+        assert await machines.instances() == []
+        (parking,) = await machines.instances(parked=True)
+        assert parking.status == InstanceState.STARTING
+        site.fake.released.set()
+        await machines.dissolve("guest:warm")
+
+
 async def test_a_start_that_cannot_wait_for_it_is_told_why(site: Site) -> None:
     async with served(site) as machines:
         await machines.warm(WarmRequest(manifest="guest:warm", count=1, min=0, max=2), wait="parked")
