@@ -47,13 +47,13 @@ def frame(chance: random.Random) -> bytes:
     return head + (chance.randbytes(4) if masked else b"") + payload
 
 
-async def send(daemon: Daemon, data: bytes) -> bytes:
+async def send(daemon: Daemon, data: bytes, *, limit_s: float = 0.02) -> bytes:
     """What comes back until the daemon has hung up, or has nothing more to say."""
     reader, writer = await asyncio.open_unix_connection(daemon.socket)
     said = b""
     try:
         writer.write(data)
-        async with asyncio.timeout(0.02):
+        async with asyncio.timeout(limit_s):
             while piece := await reader.read(65536):
                 said += piece
     except (TimeoutError, ConnectionError):
@@ -84,11 +84,10 @@ async def test_any_bytes_as_requests(daemon: Daemon, caplog: pytest.LogCaptureFi
 
 async def test_any_bytes_as_frames(daemon: Daemon, caplog: pytest.LogCaptureFixture) -> None:
     chance = random.Random(2)
-    upgraded = 0
     for _ in range(100):
         said = await send(daemon, UPGRADE + b"".join(frame(chance) for _ in range(chance.randint(1, 20))))
         assert said[:12] in (b"", b"HTTP/1.1 101")
-        upgraded += bool(said)
-    assert upgraded
+    closing = b"\x88\x80abcd"
+    assert (await send(daemon, UPGRADE + closing, limit_s=20)).startswith(b"HTTP/1.1 101")
     assert await healthy(daemon)
     assert [each for each in caplog.records if each.levelname in ("ERROR", "CRITICAL")] == []

@@ -189,7 +189,9 @@ async def test_curl_on_the_socket(daemon: Daemon, supervisor: FakeSupervisor) ->
     instance.prints(b"hello\r\nworld\n")
     assert await curl(f"http://ovms/logs/{instance.id}") == "hello\nworld\n"
     following = asyncio.create_task(curl("-N", f"http://ovms/logs/{instance.id}?follow=true&tail=1"))
-    await asyncio.sleep(0.1)
+    async with asyncio.timeout(20):
+        while not daemon.context.streams._endings:  # noqa: ASYNC110 - curl has not come yet
+            await asyncio.sleep(0.01)
     instance.prints(b"live\nlast words")
     await instance.become(InstanceState.STOPPED)
     assert await following == "world\nlive\nlast words\n"
