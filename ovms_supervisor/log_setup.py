@@ -98,7 +98,7 @@ def logging_to(
     handlers, old_level = root.handlers[:], root.level
     root.handlers[:] = [_Handover(waiting)]
     root.setLevel(level.upper())
-    for chatty in ("asyncio", "aiohttp", "qemu.qmp"):
+    for chatty in ("asyncio", "aiohttp"):
         logging.getLogger(chatty).setLevel(max(logging.WARNING, root.level))
     structlog.configure(
         processors=[

@@ -7,25 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from qemu.qmp import (
-    ConnectError,
-    EventListener,
-    ExecInterruptedError,
-    ExecuteError,
-    Message,
-    QMPClient,
-    QMPError,
-    Runstate,
-)
-
 from spec.errors import VmmGarbage, VmmRefused
 from vmm import unix_socket
+from vmm.qemu.qmp import Qmp, QmpBroken, QmpRefused
 
 GuestEnding = Literal["shutdown", "panic", "reset"]
 
@@ -39,18 +28,15 @@ _ENDINGS: dict[str, GuestEnding] = {
 }
 """By the reason of a SHUTDOWN event; other reasons are the host's."""
 
-# It logs as errors what it also raises, and what we tell in our own words.
-logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
-
 
 class Monitor:
     """One QMP connection. QEMU serves one at a time, and takes the next when this one is closed."""
 
     def __init__(self) -> None:
         self.guest_ending: GuestEnding | None = None
-        self._client = QMPClient()
         # Events are taken in where they arrive: there is no queue to drain when the process has ended.
-        self._client.register_listener(EventListener(event_filter=self._on_event))
+        self._qmp = Qmp(self._on_event)
+        self._greeting: dict[str, Any] = {}
         self._incoming: asyncio.Future[str] | None = None
         self._socket: socket.socket | None = None
 
@@ -64,21 +50,23 @@ class Monitor:
             raise VmmGarbage(f"no QMP at {path}: {error}") from error
         try:
             monitor._socket = connection.dup()
-            await monitor._client.connect(connection)
-        except ConnectError as error:
-            monitor._close_socket()
-            raise VmmGarbage(f"no QMP at {path}: {error.exc or error}") from error
+            await asyncio.get_running_loop().create_unix_connection(lambda: monitor._qmp, sock=connection)
+            monitor._greeting = await monitor._qmp.greeting
+            await monitor._qmp.execute("qmp_capabilities")
+        except (QmpBroken, QmpRefused, OSError) as error:
+            monitor._abort()
+            raise VmmGarbage(f"no QMP at {path}: {error}") from error
         except BaseException:
-            monitor._close_socket()
+            monitor._abort()
+            connection.close()
             raise
         return monitor
 
     @property
     def version(self) -> str:
         """The version of the running process. Raises VmmGarbage."""
-        greeting = self._client.greeting
         try:
-            version: Any = greeting.QMP.version["qemu"] if greeting else {}
+            version = self._greeting["version"]["qemu"]
             return f"{version['major']}.{version['minor']}.{version['micro']}"
         except (KeyError, TypeError) as error:
             raise VmmGarbage("the QMP greeting has no version") from error
@@ -86,10 +74,10 @@ class Monitor:
     async def execute(self, command: str, arguments: Mapping[str, object] | None = None) -> Any:
         """The answer to a command. Raises VmmRefused, VmmGarbage (also for a connection that broke)."""
         try:
-            return await self._client.execute(command, arguments)
-        except ExecuteError as error:
-            raise VmmRefused(f"QEMU refuses {command}: {error.error.error.desc}", command=command) from error
-        except (ExecInterruptedError, QMPError) as error:
+            return await self._qmp.execute(command, arguments)
+        except QmpRefused as error:
+            raise VmmRefused(f"QEMU refuses {command}: {error}", command=command) from error
+        except QmpBroken as error:
             raise VmmGarbage(f"QEMU does not answer {command} in QMP: {error}", command=command) from error
 
     async def send_file(self, name: str, fd: int) -> None:
@@ -120,31 +108,34 @@ class Monitor:
 
     async def drained(self) -> None:
         """Return when the process has closed the connection: all its events have been seen then."""
-        while self._client.runstate == Runstate.RUNNING:
-            await self._client.runstate_changed()
+        await self._qmp.lost.wait()
 
     async def close(self) -> None:
         """Close the connection, whatever its state; never raises an error."""
         self._close_socket()
-        with contextlib.suppress(QMPError, OSError, EOFError, ValueError, TimeoutError):
+        self._qmp.close()
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_DISCONNECT_LIMIT_S):
-                await self._client.disconnect()
+                await self._qmp.lost.wait()
+                return
+        self._qmp.abort()  # what was written is not read
+
+    def _abort(self) -> None:
+        self._close_socket()
+        self._qmp.abort()
 
     def _close_socket(self) -> None:
         if self._socket is not None:
             self._socket.close()
             self._socket = None
 
-    def _on_event(self, event: Message) -> bool:
-        name, data = event.get("event"), event.get("data")
-        details: Mapping[Any, Any] = data if isinstance(data, Mapping) else {}
+    def _on_event(self, name: str, data: Mapping[str, Any]) -> None:
         if name == "GUEST_PANICKED":
             self.guest_ending = "panic"
         elif name == "SHUTDOWN" and self.guest_ending is None:
-            self.guest_ending = _ENDINGS.get(str(details.get("reason")))
+            self.guest_ending = _ENDINGS.get(str(data.get("reason")))
         elif name == "MIGRATION":
-            self._on_incoming(str(details.get("status")))
-        return False
+            self._on_incoming(str(data.get("status")))
 
     def _on_incoming(self, status: str) -> None:
         if self._incoming is not None and not self._incoming.done() and status in ("completed", "failed"):
