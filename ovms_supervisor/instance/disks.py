@@ -110,4 +110,4 @@ def _new_overlay(path: Path, chain: DiskChain) -> Disk:
 def _path(kind: type, value: object) -> Path:
     if issubclass(kind, Path) and isinstance(value, str):
         return Path(value)
-    raise NotImplementedError(kind)
+    raise TypeError(f"expected {kind.__name__.lower()}, got {type(value).__name__}")  # becomes NotDecodable

@@ -118,4 +118,4 @@ def _plain(value: Any) -> Any:
 def _rich(kind: type, value: Any) -> Any:
     if issubclass(kind, Path) and isinstance(value, str):
         return Path(value)
-    raise NotImplementedError(kind)
+    raise TypeError(f"expected {kind.__name__.lower()}, got {type(value).__name__}")  # becomes NotDecodable
