@@ -13,6 +13,7 @@ from spec.errors import FileMissing, HostLimit, InvalidInput, NoSpace, OvmsError
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _DENIED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
+_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE})
 _MISSING = frozenset({errno.ENOENT, errno.ENOTDIR})
 
 
@@ -38,6 +39,10 @@ def explain(error: OSError, path: Path) -> OvmsError:
         return PermissionMissing(detail, path=where)
     if error.errno in _MISSING:
         return FileMissing(detail, path=where)
+    if error.errno in _DESCRIPTORS:
+        return HostLimit(
+            detail, remedy="Raise LimitNOFILE of the daemon, or stop instances.", path=where, errno=error.errno
+        )
     return HostLimit(detail, path=where, errno=error.errno)
 
 

@@ -19,6 +19,7 @@ import structlog
 from anyio.abc import TaskGroup, TaskStatus
 from anyio.to_thread import run_sync
 
+from cache.host_errors import host_errors
 from cache.registry.pull import Pulled
 from cache.registry.push import Pushed
 from cache.resident import ResidentImages
@@ -276,7 +277,8 @@ class Supervisor:
 
     async def _start(self, request: StartRequest) -> Instance:
         watch = Stopwatch()
-        with self._roster.reserved(request.overrides.name), self.pool.traffic.start():
+        names = self._roster.reserved(request.overrides.name)
+        with host_errors(self._host.settings.run_dir), names, self.pool.traffic.start():
             claimed, why_not = await self._with_room(partial(self.pool.claim, request, watch))
             if claimed is not None:
                 return claimed
@@ -346,7 +348,8 @@ class Supervisor:
                 push = names_registry(tag)
             if push and reference.registry is None:
                 raise InvalidReference(f"{reference} names no registry to push to")
-            made = await snapshot(life, reference)
+            with host_errors(instance.paths.memory):
+                made = await snapshot(life, reference)
         finally:
             self._snapshots.pop(instance.id).set()
             self.housekeeping.grown()

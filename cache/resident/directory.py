@@ -123,7 +123,11 @@ class ImageDirectory:
         staging = self.new_staging()
         with host_errors(staging):
             staging.mkdir(mode=0o700)
-            (staging / STATE_NAME).mkdir()
+            try:
+                (staging / STATE_NAME).mkdir()
+            except OSError:
+                staging.rmdir()
+                raise
         return staging
 
     def owns_staging(self, staging: Path) -> bool:

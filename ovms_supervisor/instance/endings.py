@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from cache.host_errors import explain
 from spec.errors import InternalError, OvmsError
 from spec.instance import ExitInfo, InstanceState
 from vmm.driver import Ending
@@ -72,6 +73,8 @@ def conclude(
         failure = InternalError("it ended without ever having a VMM")
     if isinstance(failure, Lost):
         return Conclusion(InstanceState.FAILED, str(failure))
+    if isinstance(failure, OSError):
+        failure = explain(failure, Path("the host"))
     if isinstance(failure, OvmsError):
         return Conclusion(InstanceState.FAILED, f"{failure.title}: {failure.detail}", failure)
     if failure is not None:

@@ -6,7 +6,6 @@ import re
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-from cache.host_errors import host_errors
 from ovms_supervisor.clock import Stopwatch
 from ovms_supervisor.instance.capture import Capture, Captured
 from ovms_supervisor.instance.instance import Instance
@@ -61,8 +60,7 @@ async def snapshot(life: Life, reference: Reference) -> SnapshotReply:
 
 
 async def _capture(life: Life, watch: Stopwatch, always: AsyncExitStack, undo: AsyncExitStack) -> tuple[Captured, Path]:
-    with host_errors(life.instance.paths.memory):
-        captured = await Capture(life, watch).run()
+    captured = await Capture(life, watch).run()
     undo.push_async_callback(life.instance.host.images.discard, captured.staging)
     layers = await hold_layers(life.instance, captured, always)
     reach("snapshot.captured")

@@ -13,6 +13,7 @@ from spec.api import MmioWrite, Overrides, StartRequest
 from spec.errors import (
     ArtifactNotFound,
     DeviceNotFound,
+    HostLimit,
     ImmutableOverride,
     InstanceNotFound,
     InternalError,
@@ -20,6 +21,7 @@ from spec.errors import (
     NameInUse,
     NoSpace,
     OutOfRange,
+    OvmsError,
     VmmRefused,
     WrongState,
 )
@@ -282,9 +284,12 @@ async def test_operations_on_the_dead(site: Site) -> None:
                 await operation
 
 
-@pytest.mark.parametrize("error", [ZeroDivisionError("a bug"), OSError(5, "Input/output error")])
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [(ZeroDivisionError("a bug"), InternalError), (OSError(5, "Input/output error", "/dev/shm/ram"), HostLimit)],
+)
 async def test_a_start_that_breaks_before_anything_is_there(
-    site: Site, monkeypatch: pytest.MonkeyPatch, error: Exception
+    site: Site, monkeypatch: pytest.MonkeyPatch, error: Exception, told: type[OvmsError]
 ) -> None:
     async def broken(*_: object) -> None:
         raise error
@@ -293,7 +298,7 @@ async def test_a_start_that_breaks_before_anything_is_there(
     async with site.daemon() as supervisor:
         instance = await start(supervisor)
         assert instance.state is FAILED
-        assert isinstance(instance.error, InternalError)
+        assert isinstance(instance.error, told)
         assert await site.leaks(supervisor.instances()) == []
         await supervisor.remove(instance, force=False)
 

@@ -260,7 +260,7 @@ async def test_a_snapshot_that_cannot_be_stored(site: Site, monkeypatch: pytest.
 
         with monkeypatch.context() as patch:
             patch.setattr("ovms_supervisor.instance.storing.encode", full)
-            with pytest.raises(OSError, match="No space"):
+            with pytest.raises(NoSpace, match="No space"):
                 await supervisor.snapshot(instance, "one")
         assert (instance.state, site.vm(instance).guest.going) == (RUNNING, True)
         assert len(instance.record.pending_layers) == 1
