@@ -133,6 +133,8 @@ class Supervisor:
         try:
             await self.pool.close()
             await drain(self._host.settings, tuple(self._lives.values()), tuple(self._snapshots.values()))
+            for instance in self.instances():
+                await instance.save_what_was_not()
         finally:
             self._tasks.cancel_scope.cancel()
             await self._stack.aclose()  # what the block raised stays as it is: no group around it

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 NOT_RESUMED: Final = "snapshot.not_resumed"
 """A degradation: it is paused only because its VMM did not let it go on after a snapshot."""
 
+_NOT_WRITTEN: Final = "journal.not_written"
+
 _COUNTED_FOR_S = 0.25
 """So long the memory of a machine is not asked for again: some poll its status thousands of times a second."""
 
@@ -141,12 +143,18 @@ class Instance:
         return self.vm
 
     async def save(self) -> None:
-        """Write the record down. What cannot be written degrades the instance, but does not end it."""
+        """Write the record down. What cannot be written degrades the instance until it can, but does not end it."""
+        self.is_well_again(_NOT_WRITTEN)
         try:
             await self.journal.write(self.record)
         except (OSError, OvmsError) as error:
             self._log.exception("journal not written")
-            self.degrade("journal.not_written", f"a restarted daemon may not know it as it is: {error}")
+            self.degrade(_NOT_WRITTEN, f"a restarted daemon may not know it as it is: {error}")
+
+    async def save_what_was_not(self) -> None:
+        """Try again, before another daemon reads the journal."""
+        if any(known.code == _NOT_WRITTEN for known in self.record.degraded):
+            await self.save()
 
     def degrade(self, code: str, detail: str) -> None:
         """Note something that was asked for and is not so; the same code once."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import anyio
@@ -64,6 +65,7 @@ def _replace_in_memory(path: Path, data: bytes) -> None:
             os.close(fd)
         os.rename(new, path)  # noqa: PTH104 - one system call, no object
     except OSError as error:
+        _remove(new)
         raise _explained(path, error) from error
 
 
@@ -78,7 +80,14 @@ def _replace(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         new.replace(path)
     except OSError as error:
+        _remove(new)
         raise _explained(path, error) from error
+
+
+def _remove(new: Path) -> None:
+    """What could not be written takes no room; also where that fails it is replaced by the next."""
+    with suppress(OSError):
+        os.unlink(new)  # noqa: PTH108 - as above
 
 
 def _restore_directory(path: Path) -> None:

@@ -205,6 +205,7 @@ class Life:
         instance = self.instance
         if instance.state in _RUNS and instance.vm is not None:
             self.undo.pop_all()
+            await instance.save_what_was_not()
             await instance.console.close(None)
             await instance.vm.detach()
         elif not is_final(instance.state):

@@ -7,11 +7,13 @@ or standing still as it should, and the host holds nothing that no live instance
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import shutil
 import signal
 import tempfile
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -26,13 +28,16 @@ from ovms_supervisor.supervisor import Supervisor
 from spec.errors import NameInUse, OvmsError, WrongState
 from spec.instance import InstanceState, is_final, is_live
 from tests.supervisor.conftest import Site, ended, start
+from tests.supervisor.io_faults import IoFaults
 
 T = TypeVar("T")
 
 RUNNING, PAUSED = InstanceState.RUNNING, InstanceState.PAUSED
 STOPPED, FAILED = InstanceState.STOPPED, InstanceState.FAILED
 NAMES = st.sampled_from([None, "red", "blue"])
-HOW = st.sampled_from(["refuse", "die"])
+HOW = st.sampled_from(["refuse", "die", "hang up"])
+DISK = st.builds(lambda at, error: (at, error), st.integers(0, 60), st.sampled_from([errno.ENOSPC, errno.EIO]))
+"""Which operation on files fails, and how."""
 _where: list[tuple[Path, Path]] = []
 
 
@@ -214,6 +219,37 @@ class Lifecycle(RuleBasedStateMachine):
         if struck and how == "die" and vm.process.exited is not None and instance.vm in (vm, None):
             self.run(ended(instance))
             expected.state = FAILED
+
+    @rule(expected=instances, how=HOW)
+    def pause_or_resume_that_fails(self, expected: Expected, how: str) -> None:
+        if expected.id not in self.model or is_final(expected.state):
+            return
+        instance = self.find(expected)
+        step = "pause" if expected.state is RUNNING else "resume"
+        self.site.fake.faults[step] = how
+        with pytest.raises(OvmsError):
+            self.run(self.supervisor.pause(instance) if step == "pause" else self.supervisor.resume(instance))
+        if how == "die":
+            assert self.run(ended(instance)) is FAILED
+            expected.state = FAILED
+
+    @rule(expected=instances, disk=DISK)
+    def snapshot_on_a_bad_disk(self, expected: Expected, disk: tuple[int, int]) -> None:
+        if expected.id not in self.model or is_final(expected.state):
+            return
+        with IoFaults(self.directory, *disk).active(), suppress(OvmsError):
+            self.run(self.supervisor.snapshot(self.find(expected), "snap:bad"))
+
+    @rule(manifest=snapshots, disk=DISK)
+    def start_and_stop_on_a_bad_disk(self, manifest: str, disk: tuple[int, int]) -> None:
+        with IoFaults(self.directory, *disk).active(), suppress(OvmsError):
+            instance = self.run(start(self.supervisor, manifest))
+            expected = FAILED
+            if instance.state is RUNNING:
+                self.run(self.supervisor.stop(instance, 0))
+                expected = STOPPED
+            assert self.run(ended(instance)) is expected
+            self.model[instance.id] = Expected(instance.id, None, expected, "")
 
     @rule(expected=instances, end=st.sampled_from(["power off", "panic", "crash"]))
     def guest_ends(self, expected: Expected, end: str) -> None:
