@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import shutil
 import uuid
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from functools import partial
 
 from anyio.to_thread import run_sync
 
+from cache.host_errors import host_errors
 from ovms_supervisor.clock import Stopwatch, utc_now
 from ovms_supervisor.instance.admission import admit
 from ovms_supervisor.instance.claims import claim, disclaim
@@ -58,8 +59,12 @@ async def create(
 
 
 def forget(host: Host, paths: InstancePaths) -> None:
-    """Remove an instance's directory, and with it its claim to its artifacts (blocks)."""
-    shutil.rmtree(paths.directory, ignore_errors=True)
+    """Remove an instance's directory, and with it its claim to its artifacts (blocks).
+
+    Raises HostLimit, PermissionMissing: what is left would be an instance again for the next daemon.
+    """
+    with host_errors(paths.directory), suppress(FileNotFoundError):
+        shutil.rmtree(paths.directory)
     reach("remove.directory")
     disclaim(host.store, paths)
     reach("remove.claim")
