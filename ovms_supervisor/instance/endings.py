@@ -28,6 +28,8 @@ _SIGNAL_HINTS: Final = {
     signal.SIGABRT: "it gave up on an inner error, see vmm.log",
 }
 
+_OOM_HINT: Final = ": the kernel has killed for want of memory meanwhile (dmesg tells which process)"
+
 _VMSTAT = Path("/proc/vmstat")
 _MAX_VMSTAT_BYTES = 64 << 10
 
@@ -97,7 +99,8 @@ def _describe(ending: Ending, oom_kills_before: int | None) -> str:
     if ending.signal is not None:
         return f"the VMM was killed by {_name(ending.signal)}" + _hint(ending.signal, oom_kills_before)
     if ending.code is None:
-        return "the VMM ended; an earlier daemon had started it, so the kernel keeps its exit code from this one"
+        unknown = "the VMM ended; an earlier daemon had started it, so the kernel keeps its exit code from this one"
+        return unknown + (_OOM_HINT if _oom_since(oom_kills_before) else "")
     return f"the VMM exited with code {ending.code}" + ("" if ending.code == 0 else ", see vmm.log")
 
 
@@ -114,11 +117,13 @@ def _name(signum: int) -> str:
         return f"signal {signum}"
 
 
+def _oom_since(before: int | None) -> bool:
+    now = oom_kills()
+    return now is not None and before is not None and now > before
+
+
 def _hint(signum: int, oom_kills_before: int | None) -> str:
     if signum == signal.SIGKILL:
-        now = oom_kills()
-        if now is not None and oom_kills_before is not None and now > oom_kills_before:
-            return ": the kernel has killed for want of memory meanwhile (dmesg tells which process)"
-        return ": somebody outside the daemon did that"
+        return _OOM_HINT if _oom_since(oom_kills_before) else ": somebody outside the daemon did that"
     hint = _SIGNAL_HINTS.get(signal.Signals(signum)) if signum in set(signal.Signals) else None
     return f": {hint}" if hint else ""

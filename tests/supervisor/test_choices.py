@@ -195,3 +195,6 @@ def test_the_kernel_may_have_killed_for_memory(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("ovms_supervisor.instance.endings.oom_kills", lambda: 4)
     killed = Ending(code=None, signal=signal.SIGKILL)
     assert "want of memory" in conclude(killed, ordered=None, failure=None, oom_kills_before=3).reason
+    adopted = Ending(code=None, signal=None, guest=None)  # of a process that an earlier daemon had started
+    assert "want of memory" in conclude(adopted, ordered=None, failure=None, oom_kills_before=3).reason
+    assert "want of memory" not in conclude(adopted, ordered=None, failure=None, oom_kills_before=4).reason
