@@ -19,7 +19,7 @@ import pytest
 from tests.cache.docker_registry import PASSWORD, USER, docker_registry
 from tests.cli.conftest import Ovm
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, pytest.mark.timeout(300)]
 
 WRONG = "c4n4ry-wrong-password"
 KEY_PASSWORD = "c4n4ry-key-password"
@@ -46,7 +46,7 @@ def watching_processes() -> Iterator[set[str]]:
     stop = threading.Event()
 
     def watch() -> None:
-        while not stop.wait(0.01):
+        while not stop.wait(0.05):  # each command lives for some tenths of a second
             for each in Path("/proc").glob("[0-9]*/cmdline"):
                 with suppress(OSError):
                     seen.update(found_in(each.read_bytes()))
