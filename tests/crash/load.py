@@ -79,7 +79,7 @@ async def _hand(
 
 _POSSIBLE = {
     "absent": ["start", "clone", "claim"],
-    "running": ["claim", "start", "clone", "stop", "remove", "snapshot", "snapshot", "pause", "prune"],
+    "running": ["claim", "start", "clone", "stop", "remove", "snapshot", "snapshot", "pause", "prune", "crash"],
     "paused": ["claim", "start", "resume", "snapshot", "stop", "remove"],
     "stopped": ["claim", "remove"],
     "failed": ["remove"],
@@ -104,5 +104,7 @@ async def _do(world: World, client: Client, what: str, name: str, turn: int) -> 
             await world.resume(client, name)
         case "snapshot":
             await client.snapshot(name, f"s-{name}-{turn % 2}")
+        case "crash":
+            await world.crash(client, name)
         case "prune":
             await client.prune(everything=True)

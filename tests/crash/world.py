@@ -41,6 +41,8 @@ class Known:
     nonces: frozenset[str] = frozenset()
     count: int = -1
     """The guest had come at least so far."""
+    crashed: bool = False
+    """Its VMM was killed."""
 
 
 @dataclass
@@ -108,6 +110,18 @@ class World:
         await client.remove(name, force=True)
         del self.known[name]
 
+    async def crash(self, client: Client, name: str) -> None:
+        """Kill the VMM; the daemon has to notice."""
+        known, info = self.known[name], await client.status(name)
+        known.may_be, known.crashed = frozenset({"failed"}), True
+        assert info.pid is not None
+        os.kill(info.pid, signal.SIGKILL)
+
+        async def noticed() -> list[str]:
+            return [] if (await client.status(name)).status == "failed" else ["not noticed"]
+
+        assert await _settled(noticed) == []
+
     async def order(self, client: Client, manifest: str, count: int = PARKED) -> None:
         self.pool = manifest
         await client.warm(WarmRequest(manifest=manifest, count=count, runtime=self.runtime), wait="parked")
@@ -157,7 +171,7 @@ class World:
         if known.instance_id and info.instance_id != known.instance_id:
             return [f"{known.name} is {info.instance_id} instead of {known.instance_id}"]
         troubles = [f"{known.name}: {each.code}: {each.detail}" for each in info.degraded if _matters(each.code)]
-        if status == "failed" and "failed" in known.may_be and info.exit and info.exit.reason != INTERRUPTED:
+        if status == "failed" and not known.crashed and info.exit and info.exit.reason != INTERRUPTED:
             troubles.append(f"{known.name} has failed: {info.exit.reason}")
         if status == "running" and not known.instance_id and info.metrics.start is None:
             self._hand_out(info.instance_id)  # claimed: the times of that start were never written down
@@ -217,14 +231,7 @@ class World:
         clone = f"{name}-again"
         await self.start(client, clone, f"guest:again-{name}")
         troubles = await self.audit(client)
-        info = await client.status(clone)
-        assert info.pid is not None
-        os.kill(info.pid, signal.SIGKILL)
-
-        async def noticed() -> list[str]:
-            return [] if (await client.status(clone)).status == "failed" else [f"the end of {clone} is not noticed"]
-
-        troubles += await _settled(noticed)
+        await self.crash(client, clone)
         await self.remove(client, clone)
         await self.stop(client, name)
         await self.remove(client, name)
