@@ -123,7 +123,7 @@ class World:
         assert await _settled(noticed) == []
 
     async def order(self, client: Client, manifest: str, count: int = PARKED) -> None:
-        self.pool = manifest
+        self.pool, self.parked = manifest, set()  # fewer may be wanted now
         await client.warm(WarmRequest(manifest=manifest, count=count, runtime=self.runtime), wait="parked")
 
     async def _change(self, name: str, outcome: set[str], call: Awaitable[object]) -> None:
