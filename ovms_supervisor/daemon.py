@@ -37,6 +37,7 @@ from ovms_supervisor.startup import Startup
 from ovms_supervisor.supervisor import Supervisor
 from ovms_supervisor.version import VERSION
 from ovms_supervisor.watchdog import Watchdog
+from vmm.priority import put_first
 from vmm.registry import drivers
 from vmm.sandbox.launching import Launcher
 
@@ -53,6 +54,7 @@ def run_daemon(settings: Settings, log_file: LogFile | None = None) -> None:
     ``log_file`` is what stdout and stderr are, if the daemon is to keep that within bounds.
     """
     _raise_descriptor_limit()
+    put_first(settings.nice)
     with (
         logging_to(settings.log_format, settings.log_level, file=log_file),
         asyncio.Runner(loop_factory=loop_factory(settings.event_loop)) as runner,

@@ -19,6 +19,7 @@ import anyio
 import structlog
 
 from spec.errors import OvmsError, VmmExited, VmmTimeout
+from vmm.priority import put_after
 from vmm.sandbox.launching import Launched
 from vmm.spawn import start
 
@@ -87,6 +88,7 @@ class VmmProcess:
         :func:`vmm.spawn.start` raises.
         """
         started = start(argv, stdin=stdin, stdout=stdout, stderr=stderr, pass_fds=pass_fds)
+        put_after(started.pid)
         return cls(started.pid, started.pidfd, started.name, stderr, started.log_offset)
 
     @classmethod

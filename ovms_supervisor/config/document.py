@@ -73,6 +73,7 @@ class Document(_Part, frozen=True, kw_only=True):
     policy: str | UnsetType = UNSET
     verify_on_pull: bool | UnsetType = UNSET
     max_connections: Annotated[int, Meta(ge=1, le=65536)] | UnsetType = UNSET
+    nice: Annotated[int, Meta(ge=-20, le=19)] | UnsetType = UNSET
     max_starts: Annotated[int, Meta(ge=1, le=65536)] | UnsetType = UNSET
     mlock: MlockPolicy | UnsetType = UNSET
     isolation: IsolationMode | UnsetType = UNSET

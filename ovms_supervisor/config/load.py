@@ -190,6 +190,7 @@ def _resolve(layers: _Layers, environ: Mapping[str, str]) -> Settings:
         huge_pages=layers.take("huge_pages", defaults.huge_pages),
         store_limit_bytes=layers.size("store_limit", 0, minimum=0, share_of=_disk_bytes(layers, root), why="no limit"),
         max_connections=layers.take("max_connections", defaults.max_connections),
+        nice=layers.take("nice", defaults.nice),
         max_starts=layers.take("max_starts", defaults.max_starts),
         listen=_listen(layers),
         operators=_names(layers, "roles.operators"),

@@ -87,6 +87,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """What clones may have to themselves together; a start is refused before that, and before the host runs short."""
     max_connections: int = 1024
     """Clients of the API at a time; more are told to come back."""
+    nice: int = -10
+    """Niceness of the daemon's own threads, where it may have it: it answers also while guests keep all processors
+    busy. VMMs keep the one that the daemon was started with."""
     max_starts: int = 512
     """Starts under way at a time, those included that wait for their turn; more are told to come back."""
     listen: Listen | None = None

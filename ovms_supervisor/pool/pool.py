@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import aclosing
 from functools import partial
@@ -58,6 +59,8 @@ class Pool:
             for each in host.settings.warm
         }
         self._names = Names(host.store)
+        self._resumes = anyio.CapacityLimiter(max(2, os.cpu_count() or 1))
+        """Guests that go on take processors from those who resume the others, so these get done one after another."""
         self._running = anyio.CancelScope()
         self._stopped = anyio.Event()
         self.traffic = Traffic()
@@ -166,7 +169,8 @@ class Pool:
         if life.instance.seat is not None:
             capacity = self._host.capacity
             capacity.clones.unpark(life.instance.seat, promised_bytes=capacity.unfilled_bytes)
-        await unpark(life.instance, request, trust, watch)
+        async with self._resumes:
+            await unpark(life.instance, request, trust, watch)
         self._roster.add(life.instance)  # under its name
 
     async def _digest(self, manifest: str) -> Digest | None:

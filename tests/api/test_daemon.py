@@ -155,6 +155,18 @@ async def client(process: Process) -> AsyncIterator[Client]:
 
 
 @on_every_loop
+async def test_the_daemon_comes_before_its_guests(process: Process, client: Client) -> None:
+    assert process.process is not None
+    started = await client.start("guest:1", wait="running")
+    assert started.info is not None
+    assert started.info.pid is not None
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    niceness = os.getpriority(os.PRIO_PROCESS, process.process.pid)
+    assert niceness == (-10 if os.geteuid() == 0 and own > -10 else own)
+    assert os.getpriority(os.PRIO_PROCESS, started.info.pid) == own
+    await client.remove(started.instance_id, force=True)
+
+
 async def test_a_guest_from_start_to_removal(process: Process, client: Client) -> None:
     started = await client.start("guest:1", Overrides(name="web"), wait="running")
     assert started.status == "running"

@@ -105,6 +105,8 @@ def _map_ourselves() -> None:
 
 
 def _set_limits(order: Order) -> None:
+    if order.niceness is not None:
+        os.setpriority(os.PRIO_PROCESS, 0, order.niceness)
     for name, value in order.limits.items():
         number: int = getattr(resource, name)
         hard = resource.getrlimit(number)[1]

@@ -39,6 +39,8 @@ class Order:
     limits: dict[str, int] = field(default_factory=dict)
     """By name in the module resource, soft and hard alike."""
     oom_score_adj: int = 0
+    niceness: int | None = None
+    """None: the launcher's."""
     landlock: bool = True
     strict: bool = False
     """A layer that cannot be had is an error, not a remark."""

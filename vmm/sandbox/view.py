@@ -12,6 +12,7 @@ from typing import Final
 
 from vmm.disk_chain import disk_chain
 from vmm.driver import Confinement, Machine
+from vmm.priority import niceness_of_vmms
 from vmm.sandbox.kernel import NAMESPACES
 from vmm.sandbox.orders import SHARED_BY_ALL, Order
 from vmm.spawn import clean_environment
@@ -66,6 +67,7 @@ def order_for(
         devices=list(_DEVICES),
         limits={**_LIMITS, "RLIMIT_NOFILE": _FILES + max(fds, default=0), **threads},
         oom_score_adj=OOM_SCORE_ADJ,
+        niceness=niceness_of_vmms(),
         strict=confinement.strict,
     )
 
