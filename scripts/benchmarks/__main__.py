@@ -20,7 +20,7 @@ from scripts.benchmarks.rows import ALL
 def main() -> int:
     """Exit code 1 if a row broke; a missed aim is a result and no failure."""
     parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="fewer samples: under two minutes in all")
+    parser.add_argument("--quick", action="store_true", help="fewer samples: some three minutes in all")
     parser.add_argument("--only", action="append", metavar="ROW", help="this row alone; may be repeated")
     parser.add_argument("--list", action="store_true", help="name the rows")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured there, too")
