@@ -20,6 +20,7 @@ import pytest
 from spec.errors import HostLimit
 from vmm.driver import Confinement, Machine, Ram
 from vmm.sandbox.kernel import NAMESPACES, landlock_version
+from vmm.sandbox.launcher import answer
 from vmm.sandbox.launching import _PROGRAM, Launched, Launcher
 from vmm.sandbox.orders import SHARED_BY_ALL, Order
 from vmm.sandbox.readback import read_layers
@@ -302,3 +303,15 @@ async def test_those_prepared_for_another_form_are_not_used(launcher: Launcher, 
     launched = await launch(launcher, other, place / "out")
     assert launched.pid not in ready
     assert await ended(launched) != 0
+
+
+def test_a_child_that_is_gone_before_it_may_go_on_does_not_end_the_launcher() -> None:
+    ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    wait, go = os.pipe()
+    os.close(wait)  # as the child's end of a process that was killed, or has failed
+    with ours, its:
+        assert answer(its, {"pid": 1}, [], [go])
+        assert ours.recv(100) == b'{"pid": 1}'
+        ours.close()
+        assert not answer(its, {"pid": 1}, [], [])
+    os.close(go)

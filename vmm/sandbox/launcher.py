@@ -17,6 +17,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 
 if __name__ == "__main__":  # run by its path, isolated from whatever else there is
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
@@ -44,14 +45,23 @@ def main() -> None:
         except (OSError, ValueError, TypeError, LookupError) as error:
             reply, passed = {"error": f"{type(error).__name__}: {error}"}, []
         try:
-            socket.send_fds(orders, [json.dumps(reply).encode()], passed)
-            for fd in go:
-                os.write(fd, b"!")
-        except OSError:
-            return
+            if not answer(orders, reply, passed, go):
+                return
         finally:
             for fd in (*fds, *passed, *go):
                 os.close(fd)
+
+
+def answer(orders: socket.socket, reply: dict[str, object], passed: list[int], go: list[int]) -> bool:
+    """Tell the daemon of a child, and then let the child go on; False if there is no daemon any more."""
+    try:
+        socket.send_fds(orders, [json.dumps(reply).encode()], passed)
+    except OSError:
+        return False
+    for fd in go:
+        with suppress(BrokenPipeError):  # it has failed already, or the daemon has ended it at once
+            os.write(fd, b"!")
+    return True
 
 
 def _launch(order: Order, fds: list[int], go: list[int]) -> tuple[dict[str, object], list[int]]:
