@@ -38,7 +38,9 @@ def _locked(figures: Figures) -> str:
     locked = min(each.metrics.memory.locked_bytes for each in figures.clones if each.metrics.memory)
     if locked:
         return format_size(locked)
-    reasons = sorted({each.detail for clone in figures.clones for each in clone.degraded})
+    reasons = sorted(
+        {each.detail for clone in figures.clones for each in clone.degraded if each.code.startswith("mlock")}
+    )
     return f"no: {'; '.join(reasons) or 'the artifact does not ask for it'}"
 
 

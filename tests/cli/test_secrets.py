@@ -107,6 +107,7 @@ def test_no_secret_is_where_others_look(ovm: Ovm, guest_kernel: Path, tmp_path: 
             said += events(socket_path)
             assert b"instance.running" in said
         finally:
+            ovm("stop", "web", "--time", "0")
             ovm("serve", "--stop")
     assert found_in(said) == set()
     assert in_processes == set()
