@@ -36,18 +36,12 @@ def start(
     under the same numbers: all others are close-on-exec, as Python makes them. Raises MissingTool, FileMissing,
     PermissionMissing, NoSpace, CapacityExceeded.
     """
-    program = shutil.which(argv[0])
-    if program is None:
-        raise MissingTool(f"{argv[0]} is not an executable program", tool=argv[0])
+    program = find_program(argv[0])
     if any(fd < 3 for fd in pass_fds):
         raise ValueError("descriptors 0 to 2 are the standard streams")
-    opened: list[int] = []
+    streams, log_offset = open_streams(program, stdout, stderr)
+    null, out, err = streams
     try:
-        null = os.open(os.devnull, os.O_RDWR)
-        opened.append(null)
-        out = null if stdout is None else _open_appending(stdout, opened)
-        err = _open_appending(stderr, opened)
-        log_offset = os.lseek(err, 0, os.SEEK_END)
         pid = os.posix_spawn(
             program,
             list(argv),
@@ -67,11 +61,19 @@ def start(
     except OSError as error:
         raise _spawn_error(program, error) from error
     finally:
-        for fd in opened:
+        for fd in streams:
             os.close(fd)
 
 
-def open_streams(stdout: Path | None, stderr: Path) -> tuple[list[int], int]:
+def find_program(name: str) -> str:
+    """The path of an executable program, searched in PATH unless the name is a path. Raises MissingTool."""
+    program = shutil.which(name)
+    if program is None:
+        raise MissingTool(f"{name} is not an executable program", tool=name)
+    return program
+
+
+def open_streams(program: str, stdout: Path | None, stderr: Path) -> tuple[list[int], int]:
     """Descriptors for the standard streams of a child, the caller's to close, and the size of its log before it wrote.
 
     Raises FileMissing, PermissionMissing, NoSpace, CapacityExceeded.
@@ -79,16 +81,13 @@ def open_streams(stdout: Path | None, stderr: Path) -> tuple[list[int], int]:
     opened: list[int] = []
     try:
         opened.append(os.open(os.devnull, os.O_RDWR))
-        if stdout is None:
-            opened.append(os.open(os.devnull, os.O_RDWR))
-        else:
-            _open_appending(stdout, opened)
-        _open_appending(stderr, opened)
+        opened.append(os.open(os.devnull, os.O_RDWR) if stdout is None else _open_appending(stdout))
+        opened.append(_open_appending(stderr))
         return opened, os.lseek(opened[2], 0, os.SEEK_END)
     except OSError as error:
         for fd in opened:
             os.close(fd)
-        raise _spawn_error("a VMM", error) from error
+        raise _spawn_error(program, error) from error
 
 
 def clean_environment() -> dict[str, str]:
@@ -96,10 +95,8 @@ def clean_environment() -> dict[str, str]:
     return {name: os.environ[name] for name in _KEPT_ENVIRONMENT if name in os.environ}
 
 
-def _open_appending(path: Path, opened: list[int]) -> int:
-    fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o640)
-    opened.append(fd)
-    return fd
+def _open_appending(path: Path) -> int:
+    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o640)
 
 
 def _pidfd_of_child(pid: int) -> int:

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 from anyio.to_thread import run_sync
 
-from spec.errors import MissingTool
 from vmm.driver import Machine, VmmFiles
 from vmm.process import VmmProcess
 from vmm.sandbox.launching import Launcher
 from vmm.sandbox.orders import Order
 from vmm.sandbox.ownership import give_files, open_up
 from vmm.sandbox.view import order_for
-from vmm.spawn import open_streams
+from vmm.spawn import find_program, open_streams
 
 
 async def spawn_vmm(
@@ -37,9 +35,7 @@ async def spawn_vmm(
     confinement = files.confinement
     if confinement is None or launcher is None:
         return VmmProcess.spawn(argv, stdout=stdout, stderr=files.log, pass_fds=pass_fds)
-    program = shutil.which(argv[0])
-    if program is None:
-        raise MissingTool(f"{argv[0]} is not an executable program", tool=argv[0])
+    program = find_program(argv[0])
 
     def prepare() -> tuple[Order, list[int], int]:
         order = order_for(
@@ -48,7 +44,7 @@ async def spawn_vmm(
         if confinement.uid is not None:
             give_files(machine, confinement.uid)
             open_up(order, machine, writes_image=writes_image)
-        return order, *open_streams(stdout, files.log)
+        return order, *open_streams(program, stdout, files.log)
 
     order, streams, log_offset = await run_sync(prepare)
     try:
