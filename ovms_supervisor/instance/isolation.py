@@ -59,11 +59,6 @@ class Isolation:
             raise IsolationMissing(f"VMMs cannot be confined on this host: {self._unavailable}")
         return self._unavailable is None
 
-    @property
-    def unavailable(self) -> str | None:
-        """Why nothing can be confined here, once it has been tried; None if it can, or is not asked for."""
-        return self._unavailable
-
     def confinement(self, instance_id: str, image: Path | None, staging: Path) -> Confinement | None:
         """For a VMM of an instance; ``image`` is the directory of its image, ``staging`` where states are saved.
 
